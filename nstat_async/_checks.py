@@ -64,15 +64,15 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
-            raise UsageError(f"{name}: {value!r} is no path")
+            raise UsageError(f"{name}: {value!r} is not a path")
         return
     if mode is None:
-        raise UsageError(f"{name}: {value!r} is no path")
+        raise UsageError(f"{name}: {value!r} is not a path")
     if isinstance(value, io.TextIOBase):
         raise UsageError(f"{name}: {value!r} is a text file; open it with mode {mode!r}")
     if not callable(getattr(value, "write" if mode == "wb" else "read", None)):
         doing = "writing" if mode == "wb" else "reading"
-        raise UsageError(f"{name}: {value!r} is no path, and no file that is open for {doing}")
+        raise UsageError(f"{name}: {value!r} is neither a path nor a file that is open for {doing}")
 
 
 def _is_encodable(text: str) -> bool:
@@ -108,4 +108,4 @@ def check_timebase(_instance: object, attribute: Any, value: Any) -> None:
         return
     numbers = isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value)
     if not numbers or not all(0 < part < 1 << 32 for part in value):
-        raise UsageError(f"{attribute.name}: {value!r} is no pair of positive whole numbers such as (125, 3)")
+        raise UsageError(f"{attribute.name}: {value!r} is not a pair of positive whole numbers such as (125, 3)")

@@ -25,4 +25,4 @@ if os.environ.get("NSTAT_ASYNC_PURE", "0") in {"", "0"}:
     else:
         SPEEDUPS = "in use"
         if not hasattr(speedups, NEWEST):
-            speedups, SPEEDUPS = None, "of older sources than the Python code, which is used alone: install again"
+            speedups, SPEEDUPS = None, "not used: built from older sources than the Python code; install again"

@@ -130,7 +130,7 @@ def _privileges() -> Finding:
     detail = "no user ids on this system" if uid is None else "root" if uid == 0 else f"user {uid}"
     detail += f"; {', '.join(held)}" if held else ""
     if within and (held or uid == 0):
-        detail += "; of a user namespace: nothing of it reaches processes and eBPF outside"
+        detail += "; in a user namespace: this does not reach processes or eBPF outside it"
     return Finding("privileges", Status.INFO, detail, data)
 
 

@@ -95,7 +95,7 @@ def _same(value: Any) -> Any:
 def _must_be(kind: type) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if type(value) is not kind:
-            raise TypeError(f"{value!r} is no {kind.__name__}")
+            raise TypeError(f"expected {kind.__name__}, got {value!r}")
         return value
 
     return read
@@ -107,7 +107,7 @@ def _finite(value: float) -> float | None:
 
 def _read_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return float(value)
 
 

@@ -157,7 +157,7 @@ class Monitor:
             MonitorClosedError: It was closed meanwhile.
         """
         if self._started or self._closed:
-            raise UsageError("a Monitor can be started once; make another one")
+            raise UsageError("a Monitor can be started only once; make a new one")
         self._started = True
         feed, distributor = await self._open(), self._distributor
         self._feed = feed

@@ -66,7 +66,7 @@ def providers_of(name: str, value: Any) -> frozenset[Provider]:
         try:
             members.add(Provider(item))
         except ValueError:
-            raise UsageError(f"{name}: {item!r} is none of {', '.join(p.value for p in Provider)}") from None
+            raise UsageError(f"{name}: {item!r} is not one of {', '.join(p.value for p in Provider)}") from None
     return frozenset(members)
 
 
@@ -91,7 +91,7 @@ def _member(kind: type[_E], value: _E | str) -> _E:
         return kind(value)
     except ValueError:
         known = ", ".join(repr(m.value) for m in kind)
-        raise UsageError(f"{kind.__name__.lower()}: {value!r} is none of {known}") from None
+        raise UsageError(f"{kind.__name__.lower()}: {value!r} is not one of {known}") from None
 
 
 def _discovery(value: Discovery | str) -> Discovery:

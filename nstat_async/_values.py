@@ -56,7 +56,7 @@ def to_json(value: Any, *, only: Iterable[str] | None = None) -> Any:
         return {str(key): to_json(item) for key, item in value.items()}
     if attrs.has(type(value)):
         return {name: to_json(getattr(value, name)) for name in (_names(value) if only is None else only)}
-    raise UsageError(f"{type(value).__name__} is no value that can be written by name")
+    raise UsageError(f"{type(value).__name__} is not a value that can be written by name")
 
 
 def to_text(value: Any) -> str:
@@ -139,11 +139,11 @@ def _reader(hint: Any) -> _Reader:
         return _member(hint)
     if isinstance(hint, type) and attrs.has(hint):
         return _record(hint)
-    raise UsageError(f"{hint!r} is no type of a value that can be read by name")
+    raise UsageError(f"{hint!r} is not a type of a value that can be read by name")
 
 
 def _refuse(data: Any, what: str) -> ValueError:
-    return ValueError(f"{data!r:.{_SHOWN}} is no {what}")
+    return ValueError(f"expected {what}, got {data!r:.{_SHOWN}}")
 
 
 def _exactly(kind: type, what: str) -> _Reader:

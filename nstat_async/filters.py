@@ -405,7 +405,7 @@ def _split(texts: Iterable[str]) -> list[str]:
     """The items of comma-separated lists."""
     words = [word.strip() for text in texts for word in text.split(",")]
     if "" in words:
-        raise UsageError(f"filter: {', '.join(map(repr, texts))} has nothing where a comma says that something comes")
+        raise UsageError(f"filter: {', '.join(map(repr, texts))} has a comma with no value beside it")
     return words
 
 
@@ -420,7 +420,7 @@ def _whole_texts(texts: list[str]) -> list[str]:
 
 def _nothing(texts: list[str]) -> list[str]:
     if texts != [""] * len(texts):
-        raise UsageError("loopback: it has no value; ask for loopback or ~loopback")
+        raise UsageError("loopback: it takes no value; write loopback or ~loopback")
     return []
 
 
@@ -478,18 +478,18 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         UsageError: A key is unknown, a value is wrong, or there are too many items.
     """
     if not isinstance(items, Iterable):
-        raise UsageError(f"filter: {items!r} is no list of pairs of texts")
+        raise UsageError(f"filter: {items!r} is not a list of pairs of texts")
     values: dict[str, list[str]] = {}
     for number, item in enumerate(items):
         if number >= MAX_ITEMS:
             raise UsageError(f"filter: more than {MAX_ITEMS} conditions")
         if not isinstance(item, (tuple, list)) or [type(each) for each in item] != [str, str]:
-            raise UsageError(f"filter: {item!r} is no pair of texts")
+            raise UsageError(f"filter: {item!r} is not a pair of texts")
         key, value = item
         if not key.strip(" ~"):
             raise UsageError(f"filter: there is no key, as in {_EXAMPLE}")
         if key.removeprefix("~") not in _KEYS:
-            raise UsageError(f"filter: {key!r} is none of {', '.join(_KEYS)}")
+            raise UsageError(f"filter: {key!r} is not one of {', '.join(_KEYS)}")
         values.setdefault(key, []).append(value)
     found = None
     for key, texts in values.items():
@@ -511,11 +511,11 @@ def parse(text: str) -> Filter:
         UsageError: The text is empty, or has an unknown key or a wrong value.
     """
     if not isinstance(text, str):
-        raise UsageError(f"filter: {text!r} is no text such as 'pid=1,2 & ~loopback'")
+        raise UsageError(f"filter: {text!r} is not a text such as 'pid=1,2 & ~loopback'")
     items = [part.strip().partition("=") for part in text.split("&")]
     found = from_items((unquote(key.strip()), unquote(value.strip())) for key, _, value in items)
     if found is None:  # pragma: no cover - a split text has at least one part
-        raise UsageError("filter: it says nothing")
+        raise UsageError("filter: it is empty")
     return found
 
 

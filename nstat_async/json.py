@@ -82,7 +82,7 @@ def to_dict(value: Any, *, time: float | None = None, full: bool = True, table: 
     try:
         record = table.of(type(value))
     except LookupError:
-        raise TypeError(f"{value!r} is no event, no row and no value of them") from None
+        raise TypeError(f"{value!r} is not an event, a row, or a value of one") from None
     result = _plain(value, table, full=full)
     if record.event is not None:
         return {"v": VERSION, "event": record.event, **result}
@@ -107,7 +107,7 @@ def dumps(value: Any, *, time: float | None = None, full: bool = True) -> str:
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def loads(line: str | bytes, *, table: FieldTable = TABLE) -> AnyEvent | Row:
@@ -131,7 +131,7 @@ def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> Any
         text = line if isinstance(line, str) else line.decode(json.detect_encoding(line), "surrogatepass")
         data = _decode(text)
         if not isinstance(data, dict):
-            raise TypeError("it is no object")  # reported below, like everything else
+            raise TypeError("it is not an object")  # reported below, like everything else
         event: AnyEvent | Row = event_of(data)
     except (*_UNREADABLE, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
@@ -155,7 +155,7 @@ def _event(data: Mapping[str, Any], table: FieldTable, flow_of: _FlowOf | None) 
 
 def _value(record: Record, data: Any, table: FieldTable, flow_of: _FlowOf | None = None) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{_shown(data)} is no object with the keys of {record.event or record.cls.__name__}")  # noqa: TRY004  # as all of them
+        raise ValueError(f"{_shown(data)} is not an object with the keys of {record.event or record.cls.__name__}")  # noqa: TRY004  # as all of them
     if record.cls is Counts and table is TABLE:
         return _counts(record, data)
     found: dict[str, Any] = {}
@@ -341,7 +341,7 @@ class JsonFormatter:
             try:
                 write = self._writer.of(type(event))
             except LookupError:
-                raise TypeError(f"{event!r} is no event") from None
+                raise TypeError(f"{event!r} is not an event") from None
         return write(event)
 
     def lines(self, events: Sequence[Event]) -> Iterator[str]:

@@ -322,11 +322,11 @@ def test_the_module_lists_what_it_offers():
 
 @pytest.mark.parametrize("text", [None, b"pid=1", 5])
 def test_a_text_that_is_none_is_refused(text):
-    with pytest.raises(UsageError, match=r"filter: .* is no text such as 'pid=1,2"):
+    with pytest.raises(UsageError, match=r"filter: .* is not a text such as 'pid=1,2"):
         filters.parse(text)
-    with pytest.raises(UsageError, match="is no pair of texts"):
+    with pytest.raises(UsageError, match="is not a pair of texts"):
         filters.from_items([("pid", text)])
-    with pytest.raises(UsageError, match="is no pair of texts"):
+    with pytest.raises(UsageError, match="is not a pair of texts"):
         filters.from_items([text])
 
 
@@ -383,12 +383,12 @@ def test_a_filter_of_a_local_function_cannot_be_pickled_and_says_so():
     [
         ("port", "port needs a value"),
         ("pid= & ~loopback", "pid needs a value"),
-        ("port=443,", "nothing where a comma"),
+        ("port=443,", "a comma with no value beside it"),
         ("~process", "process needs a value"),
         (" & port=1", "there is no key"),
         ("port=abc", "^filter: port: 'abc' is not a port from 0 to 65535, e.g. 443$"),
         ("~direction=up", "^filter: direction: 'up' is not one of outbound"),
-        ("loopback=yes", "^filter: loopback: it has no value"),
+        ("loopback=yes", "^filter: loopback: it takes no value"),
     ],
 )
 def test_a_text_that_cannot_be_is_answered_in_its_own_words(text, says):

@@ -292,9 +292,9 @@ def test_details_in_which_nothing_is_known_are_an_empty_object():
         ('"event":"poll_completed","time":"x","flows":1,"complete":true', 'time is "x", but must be: number'),
         ('"event":"host_updated","time":1,"state":"lefft"', 'state is "lefft", but must be: present, silent, left'),
         ('"event":"flow_added","time":1,"flow":{"process":{"name":5}}', "name is 5, but must be: text"),
-        ('"event":"flow_added","time":1,"flow":[]', "[] is no object with the keys of Flow"),
+        ('"event":"flow_added","time":1,"flow":[]', "[] is not an object with the keys of Flow"),
         ('"event":"flow_removed","time":1,"flow":{"id":"1"}', "Flow has no provider"),
-        ('"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp","started":"x"}', "'x' is no number"),
+        ('"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp","started":"x"}', "'x' is not a number"),
         ('"event":"flow_updated","time":1,"flow":FLOW,"counts":null,"previous":null', "flow_updated has no counts"),
         ('"event":"flow_updated","time":1,"flow":FLOW,"counts":{"rx_bytes":1}', "neither delta nor previous"),
         (
@@ -303,7 +303,7 @@ def test_details_in_which_nothing_is_known_are_an_empty_object():
         ),
         (
             '"event":"flow_updated","time":1,"flow":FLOW,"counts":{"rx_bytes":1},"delta":5',
-            "5 is no object with the keys of Delta",
+            "5 is not an object with the keys of Delta",
         ),
         ('"event":"unrecognized","time":1,"type_number":1,"raw":"' + "z" * 999 + '"', "…, but must be: bytes as hex"),
     ],

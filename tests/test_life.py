@@ -170,11 +170,11 @@ def test_a_second_start_is_refused_whenever_it_comes(run):
             tasks.start_soon(start)
             tasks.start_soon(start)
         assert monitor in outcomes
-        refusal = "a Monitor can be started once; make another one"
+        refusal = "a Monitor can be started only once; make a new one"
         assert refusal in outcomes
         await first_poll(monitor)
         await monitor.aclose()
-        with pytest.raises(UsageError, match="started once"):
+        with pytest.raises(UsageError, match="started only once"):
             await monitor.start()
 
     run(main)

@@ -220,5 +220,5 @@ def test_capabilities_default_to_what_nobody_promised():
     ],
 )
 def test_a_value_that_cannot_be_shown_cannot_be_made(make):
-    with pytest.raises(UsageError, match=r"is no address|is no port|are no id"):
+    with pytest.raises(UsageError, match=r"is not an address|is not a port|are not an id"):
         make()

@@ -45,7 +45,7 @@ def _number(
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
         if not abs(value) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
         if value < minimum or (above and value == minimum):
             raise argparse.ArgumentTypeError(f"{text} must be {'more than' if above else 'at least'} {minimum:g}")
         if value > most:
@@ -69,7 +69,7 @@ def _size(text: str) -> int:
     except ValueError:
         value = 0
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5000000 or 100M")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5000000 or 100M")
     return value
 
 
@@ -87,7 +87,7 @@ def _span(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90, 5m, 2h, 7d or 4w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90, 5m, 2h, 7d or 4w")
     return value
 
 
@@ -96,7 +96,7 @@ def _providers(text: str) -> list[Provider]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in known:
-            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(known)}")
     return [known[word] for word in words]
 
 
@@ -107,7 +107,7 @@ def _timebase(text: str) -> tuple[int, int]:
     except ValueError:
         pair = (0, 0)
     if min(pair) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fraction such as 125/3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction such as 125/3")
     return pair
 
 
@@ -144,7 +144,7 @@ def _since(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a while such as 24h nor a time such as 2026-11-25T08:00"
+            f"{text!r} is neither a duration such as 24h nor a time such as 2026-11-25T08:00"
         ) from None
 
 
@@ -159,7 +159,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             "type": _backend, "default": "auto", "metavar": "BACKEND",
             "help": "auto (default), kctl, sock_diag, emulated, unix:PATH, replay:FILE or fleet:URL",
         },
-        "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, where it is not known otherwise"},
+        "--kernel": {"metavar": "STRING", "help": "XNU version such as xnu-11417.121.6, if it is not known otherwise"},
         "--extras": {**_FLAG, "help": "also ask for what needs privilege or costs more (Linux: command lines, other holders, buffers)"},
         "--since": {"type": _since, "metavar": "WHEN", "help": "of a fleet: begin so long ago (90s, 30m, 24h, 7d), or at a time (2026-11-25T08:00)"},
         "--netns": {**_LIST, "metavar": "NAME|PATH|PID|all", "help": "Linux: watch this network namespace (repeatable), or all"},
@@ -213,7 +213,7 @@ def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
 _STREAM = {
     **_form("event_columns", "time,event,pid,name,remote,rx_bytes"),
     "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
-    "--every-update": {**_FLAG, "help": "each report, also those that change nothing"},
+    "--every-update": {**_FLAG, "help": "show every report, also those that change nothing"},
     "--utc": {**_FLAG, "help": "times of the text form in UTC"},
     "--quiet": {**_FLAG, "help": "print no events; count them, and say so at the end"},
 }
@@ -325,7 +325,7 @@ COMMANDS: dict[str, Command] = {
         {
             "file": {
                 **_FILE,
-                "help": "where to, '-' for standard output; only a recording is replaced without --force",
+                "help": "the file to write, '-' for standard output; only a recording is replaced without --force",
             },
             "--force": {**_FLAG, "help": "replace an existing file whatever it holds"},
             **_json("the summary at the end as a JSON object"),
@@ -342,10 +342,10 @@ COMMANDS: dict[str, Command] = {
         {
             "url": {"metavar": "URL", "help": "the server, e.g. nats://192.0.2.1:4222 or tls://…"},
             "--host": {"metavar": "NAME", "help": "this machine's name in the fleet (default: its host name up to the first dot)"},
-            "--label": {**_LIST, "metavar": "NAME=TEXT", "help": "what else is to be said of this machine (repeatable)"},
+            "--label": {**_LIST, "metavar": "NAME=TEXT", "help": "more about this machine, e.g. rack=7 (repeatable)"},
             "--creds": {**_FILE, "help": "NATS credentials; see also NATS_CREDS, NATS_TOKEN, NATS_CA, …"},
-            "--spool": {**_FILE, "help": "keep messages here until the server has them, also when this ends"},
-            "--spool-size": {"type": _size, "metavar": "BYTES", "help": "bytes that this file may have (default 256M)"},
+            "--spool": {**_FILE, "help": "keep messages in this file until the server has them, even after this command ends"},
+            "--spool-size": {"type": _size, "metavar": "BYTES", "help": "most bytes in this file (default 256M)"},
             "--details": {**_FLAG, "help": "also the details of reports"},
             "--no-compress": {**_FLAG, "help": "messages that can be read without nstat-async"},
         },
@@ -366,7 +366,7 @@ COMMANDS: dict[str, Command] = {
             "--speed": {**_SECONDS, "metavar": "X", "help": "1 = as recorded; default: as fast as possible"},
             **_KERNEL,
             "--timebase": {
-                "type": _timebase, "metavar": "N/D", "help": "nanoseconds per kernel tick, where the file is silent",
+                "type": _timebase, "metavar": "N/D", "help": "nanoseconds per kernel tick, if the file does not say",
             },
             **_STREAM,
         },
@@ -386,9 +386,9 @@ COMMANDS: dict[str, Command] = {
             "--unix-socket": {"type": _name, "metavar": "PATH", "help": "listen on this socket instead; only its user may connect"},
             "--token": {
                 "type": _name, "metavar": "TOKEN",
-                "help": "what every request must carry; 'new' makes one. Default: NSTAT_TOKEN in the environment",
+                "help": "a secret that every request must carry; 'new' makes one. Default: NSTAT_TOKEN in the environment",
             },
-            "--allow-host": {**_LIST, "type": _name, "metavar": "NAME", "help": "a host name that requests may be for (repeatable)"},
+            "--allow-host": {**_LIST, "type": _name, "metavar": "NAME", "help": "accept requests for this host name, too (repeatable)"},
             "--metrics": {**_FLAG, "help": "also /metrics, for Prometheus (needs the extra 'prometheus')"},
             "--include-history": _COUNTING["--include-history"],
         },
@@ -403,7 +403,7 @@ COMMANDS: dict[str, Command] = {
         "  nstat-async history traffic.db --name curl --step 1h",
         {
             "file": {**_FILE, "help": "the history"},
-            "--record": {**_FLAG, "help": "write it; made if it is not there"},
+            "--record": {**_FLAG, "help": "write it; created if it does not exist"},
             "--bucket": {"type": _span, "default": 300.0, "metavar": "T", "help": "with --record: resolution (default 5m)"},
             "--keep": {"type": _span, "metavar": "T", "help": "with --record: delete what is older, e.g. 90d"},
             "--remotes": {
@@ -415,8 +415,8 @@ COMMANDS: dict[str, Command] = {
                 "help": "who (default: name of the process)",
             },
             "--step": {"type": _span, "metavar": "T", "help": "when, in steps such as 1h or 1d, instead of who"},
-            "--since": {"type": _since, "metavar": "WHEN", "help": "from then on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
-            "--until": {"type": _since, "metavar": "WHEN", "help": "until then"},
+            "--since": {"type": _since, "metavar": "WHEN", "help": "from this time on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
+            "--until": {"type": _since, "metavar": "WHEN", "help": "until this time, in the same forms"},
             "--name": {"type": _name, "metavar": "NAME", "help": "only processes of this name"},
             "--limit": {"type": _number(1, whole=True), "default": 50, "metavar": "N", "help": "most rows (default %(default)s)"},
             **_json("one JSON object per row"),
@@ -439,7 +439,7 @@ COMMANDS: dict[str, Command] = {
         {
             "file": {**_FILE, "help": "a recording, '-' for standard input"},
             **_KERNEL,
-            **_json("the only form there is; accepted for likeness with other commands"),
+            **_json("the only output format; accepted as in other commands"),
         },
     ),
     "doctor": Command(
@@ -457,14 +457,14 @@ COMMANDS: dict[str, Command] = {
         {
             "--listen": {"required": True, "type": _name, "metavar": "PATH", "help": "AF_UNIX SOCK_SEQPACKET socket to serve on"},
             "--kernel": {
-                "default": "xnu-11417.121.6", "metavar": "STRING", "help": "which kernel to be (default: %(default)s)",
+                "default": "xnu-11417.121.6", "metavar": "STRING", "help": "the kernel to emulate (default: %(default)s)",
             },
             "--flows": {"type": _number(0, whole=True, most=1_000_000), "metavar": "N", "default": 20, "help": "flows open at the start (default 20)"},
             "--rate": {"type": _number(0), "default": 2.0, "metavar": "N", "help": "new flows a second (default 2)"},
             "--life": {**_SECONDS, "default": 10.0, "help": "mean life (default 10 s)"},
             "--seed": {**_NUMBER, "default": 0, "help": "of the random workload (default 0)"},
             "--script": {**_FILE, "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
-            "--privileged": {**_FLAG, "help": "answer as to root: extensions, more providers"},
+            "--privileged": {**_FLAG, "help": "answer as if to root: extensions, more providers"},
             "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
             "--duration": {**_SECONDS, "help": "stop after this many seconds"},
         },

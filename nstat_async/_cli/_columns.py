@@ -91,7 +91,7 @@ def _columns(text: str, fields: tuple[Field, ...], prefixes: tuple[tuple[str, ..
         if steps is None:
             known = sorted(_names(fields, prefixes))
             raise UsageError(
-                f"fields: {name!r} is no field such as pid, name or rx_bytes{did_you_mean(name, known)} (docs/fields.md lists them)"
+                f"fields: {name!r} is not a field such as pid, name or rx_bytes{did_you_mean(name, known)} (docs/fields.md lists them)"
             )
         found.append(Column(name.upper(), steps))
     return tuple(found)

@@ -69,7 +69,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     if since is not None and until is not None and since >= until:
         raise UsageError("since: it is not before --until")
     if not Path(arguments.file).exists():
-        raise HistoryError(arguments.file, "there is no such file; --record makes it")
+        raise HistoryError(arguments.file, "there is no such file; --record creates it")
     with History(arguments.file) as history:
         if arguments.step is not None:
             found = history.timeline(arguments.step, since, until, name=arguments.name)

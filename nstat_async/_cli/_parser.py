@@ -93,4 +93,4 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices
         if choices is not None and value not in choices:
-            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(map(str, choices))}")
+            raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(map(str, choices))}")

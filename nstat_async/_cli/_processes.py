@@ -118,7 +118,7 @@ def view_of(arguments: argparse.Namespace) -> View:
     group_by: GroupBy = arguments.by
     if arguments.effective:
         if group_by.process is None:
-            raise UsageError(f"effective: rows by {group_by.name} are no processes")
+            raise UsageError(f"effective: rows by {group_by.name} are not processes")
         group_by = GroupBy.processes(effective=True)
     return View(group_by, NameResolver() if arguments.names else None, users=not is_recorded(arguments))
 

@@ -59,5 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
 def _label(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"label: {text!r} is no NAME=TEXT")
+        raise UsageError(f"label: {text!r} is not a NAME=TEXT")
     return name, value

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: There is no standard output.
     """
     if is_recorded(arguments):
-        raise UsageError("backend: a recording is not recorded again; copy the file")
+        raise UsageError("backend: a recording cannot be recorded again; copy the file")
     tape = _Tape(arguments)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not isinstance(cause, OSError):
             raise
         # What cannot work is on the disk, not on the command line.
-        what = "exists and is no recording; --force replaces it" if cause.errno == errno.EEXIST else cause.strerror
+        what = "exists and is not a recording; --force replaces it" if cause.errno == errno.EEXIST else cause.strerror
         raise OSError(cause.errno, what, tape.name) from error
     if tape.failure is not None and not getattr(tape.pipe_file, "reader_gone", False):
         complain(f"error: {tape.name}: {tape.failure}")

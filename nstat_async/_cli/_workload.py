@@ -111,11 +111,11 @@ def _step(path: str, number: int, line: str) -> Step:
         raise NstatError(f"{where}: a step is a JSON object")
     at, do, flow = values.pop("at", 0), values.pop("do", None), values.pop("flow", None)
     if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1e9:
-        raise NstatError(f"{where}: at {at!r} is no number of seconds")
+        raise NstatError(f"{where}: at {at!r} is not a number of seconds")
     if do not in _STEPS:
-        raise NstatError(f"{where}: do {do!r} is none of {', '.join(_STEPS)}")
+        raise NstatError(f"{where}: do {do!r} is not one of {', '.join(_STEPS)}")
     if not isinstance(flow, str):
-        raise NstatError(f"{where}: flow {flow!r} is no name")
+        raise NstatError(f"{where}: flow {flow!r} is not a name")
     if do == "open" and values.get("kind", "tcp") not in _KINDS:
-        raise NstatError(f"{where}: kind {values['kind']!r} is none of {', '.join(_KINDS)}")
+        raise NstatError(f"{where}: kind {values['kind']!r} is not one of {', '.join(_KINDS)}")
     return Step(float(at), do, flow, number, values)

@@ -85,12 +85,12 @@ def _resolved() -> Kernel:
 
 def _positive(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
     if value < 1:
-        raise UsageError(f"{attribute.name}: {value} is no positive number")
+        raise UsageError(f"{attribute.name}: {value} is not a positive number")
 
 
 def _power_of_two(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
     if value < mmap.PAGESIZE or value & (value - 1):
-        raise UsageError(f"{attribute.name}: {value} is no power of two of at least {mmap.PAGESIZE}")
+        raise UsageError(f"{attribute.name}: {value} is not a power of two of at least {mmap.PAGESIZE}")
 
 
 def ring_size(memory: int | None = None) -> int:
@@ -195,7 +195,7 @@ class Loader:
         try:
             return _resolved()
         except FileNotFoundError as error:
-            detail = f"{BTF_PATH} is not there: no Linux, or one built without CONFIG_DEBUG_INFO_BTF"
+            detail = f"{BTF_PATH} does not exist: this is not Linux, or a kernel built without CONFIG_DEBUG_INFO_BTF"
             raise BackendUnavailableError("ebpf", UnavailableReason.MISSING, detail) from error
         except OSError as error:
             raise unavailable(refusal_for(BTF_PATH, error.errno or 0)) from error

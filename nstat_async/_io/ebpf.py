@@ -99,7 +99,7 @@ class EbpfSource:
         if isinstance(purpose, RingPurpose):
             return RingChannel(self._loaded.maps["ring"], self._ring.ring)
         if not isinstance(purpose, MapsPurpose):
-            raise UsageError(f"{purpose!r} is no purpose of eBPF")
+            raise UsageError(f"{purpose!r} is not a purpose of eBPF")
         loaded = self._loaded
         return MapsChannel(loaded.maps, loaded.programs, loaded.links.get("owners"), self._counters, self._ring.ring)
 

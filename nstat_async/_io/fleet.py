@@ -263,7 +263,7 @@ def _delivery(message: Any) -> tuple[Delivery, int]:
     try:
         facts = message.metadata
     except Exception as error:
-        raise LostError(f"a message is none of a stream: {error}") from error
+        raise LostError(f"a message that does not come from a stream: {error}") from error
     try:
         sent = float((message.headers or {})["Nstat-Sent"])
     except (KeyError, ValueError):

@@ -25,7 +25,7 @@ _STREAM_NOT_FOUND = 10059
 
 def _word(_instance: object, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", value):
-        raise UsageError(f"{attribute.name}: {value!r} is no word of 1 to 63 letters, digits, '-' and '_'")
+        raise UsageError(f"{attribute.name}: {value!r} is not a word of 1 to 63 letters, digits, '-' and '_'")
 
 
 @attrs.frozen(kw_only=True)
@@ -145,7 +145,7 @@ class Reading:
         with self._connection.needed(), anyio.move_on_after(3 * _HEARTBEAT) as patience:
             await self._news.wait()
         if patience.cancelled_caught:
-            raise LostError("the server fell silent")
+            raise LostError("the server stopped answering")
         self._news.clear()
         arrived, self._arrived = self._arrived, []
         return [message for message in arrived if self._is_one(message)]

@@ -176,7 +176,7 @@ def _explain(error: OSError, what: str) -> BackendUnavailableError:
     if number in {errno.EPERM, errno.EACCES}:
         reason, hint = UnavailableReason.PERMISSION, "a sandbox denies it; run outside the App Sandbox"
     elif number == errno.ENOENT:
-        reason, hint = UnavailableReason.MISSING, "this kernel has no such control (it begins with OS X 10.7)"
+        reason, hint = UnavailableReason.MISSING, "this kernel has no such control (it came with OS X 10.7)"
     elif number in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
         reason, hint = UnavailableReason.RESOURCE, "out of descriptors or memory"
     else:

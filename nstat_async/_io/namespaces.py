@@ -147,7 +147,9 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
         label = _label(namespace)
         what = label if label == path else f"{label} ({path})"
         if error.errno == errno.EINVAL:  # setns of any other file
-            detail = f"{what} is no network namespace: name one of ip netns, a pid, or a file such as /proc/PID/ns/net"
+            detail = (
+                f"{what} is not a network namespace: name one of ip netns, a pid, or a file such as /proc/PID/ns/net"
+            )
             raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail) from error
         raise _unavailable(f"network namespace {what}", error) from error
     return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor

@@ -50,7 +50,7 @@ def require_nats(what: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        raise UsageError(f"{what} needs asyncio's loop: nats-py works with no other (trio)") from None
+        raise UsageError(f"{what} needs asyncio: nats-py does not run on trio") from None
 
 
 def trouble() -> tuple[type[BaseException], ...]:
@@ -104,7 +104,7 @@ class Connection:
             except trouble():
                 raise
             except Exception as error:  # nats-py's error when a server speaks another protocol
-                raise LostError(f"the server is not understood: {error!r}") from error
+                raise LostError(f"the server's answer is not understood: {error!r}") from error
             finally:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
@@ -169,7 +169,7 @@ async def connect(servers: tuple[str, ...], access: NatsAccess, *, name: str, in
             said = [text for text in (*problems, _said(error)) if text and text != "TimeoutError"]
             raise unavailable(servers, "; ".join(dict.fromkeys(said)) or "it does not answer") from error
         if isinstance(error, Exception):
-            raise unavailable(servers, f"it is no NATS server: {error!r}") from error
+            raise unavailable(servers, f"it is not a NATS server: {error!r}") from error
         raise
     return connection
 

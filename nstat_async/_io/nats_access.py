@@ -25,17 +25,17 @@ def server_urls(value: Any) -> tuple[str, ...]:
     """
     given = value.split(",") if isinstance(value, str) else value
     if not isinstance(given, (list, tuple)) or not given:
-        raise UsageError(f"servers: {value!r} is no URL such as {_EXAMPLE}")
+        raise UsageError(f"servers: {value!r} is not a URL such as {_EXAMPLE}")
     return tuple(map(_server_url, given))
 
 
 def _server_url(value: Any) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"servers: {value!r} is no URL such as {_EXAMPLE}")
+        raise UsageError(f"servers: {value!r} is not a URL such as {_EXAMPLE}")
     url = value if "://" in value else f"nats://{value}"
     wrong = _what_is_wrong(url)
     if wrong is not None:
-        raise UsageError(f"servers: {without_password(url)!r} is no URL such as {_EXAMPLE}: {wrong}")
+        raise UsageError(f"servers: {without_password(url)!r} is not a URL such as {_EXAMPLE}: {wrong}")
     return url
 
 
@@ -43,14 +43,14 @@ def _what_is_wrong(url: str) -> str | None:
     """Why this is not the URL of a server; `None` if it is one. `urlsplit` alone would silently drop line ends."""
     odd = next((character for character in url if not "!" <= character <= "~"), None)
     if odd is not None:
-        return f"{odd!r} is no character of one"
+        return f"a URL may not contain {odd!r}"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:  # its message may have a part of a password
-        return f"what follows the host is no port of 1 to 65535 ({_ENCODED})"
+        return f"what follows the host is not a port from 1 to 65535 ({_ENCODED})"
     if parts.scheme not in _SCHEMES:
-        return f"it begins with none of {', '.join(sorted(_SCHEMES))}"
+        return f"it does not begin with one of {', '.join(sorted(_SCHEMES))}"
     if not parts.hostname or port == 0:
         return "it names no host" if port != 0 else "there is no port 0"
     return _what_is_too_much(parts)
@@ -123,7 +123,7 @@ class NatsAccess:
         """
         found: dict[str, Any] = {"user": self.user, "password": self.password, "token": self.token}
         if (self.user is None) != (self.password is None):
-            raise UsageError("user, password: one of them alone lets nobody in")
+            raise UsageError("user, password: give both or neither")
         if self.credentials is not None:
             _check_file("credentials", self.credentials)
             found["user_credentials"] = self.credentials
@@ -157,4 +157,4 @@ def _check_file(name: str, path: str | None) -> None:
     except OSError as error:
         raise UsageError(f"{name}: {path}: {error.strerror}") from error
     if not is_file:  # reading a pipe would wait for its writer, with the event loop
-        raise UsageError(f"{name}: {path}: no regular file; it is read again for each connection")
+        raise UsageError(f"{name}: {path}: not a regular file; it must be one, to be read for each connection")

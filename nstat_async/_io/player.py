@@ -83,7 +83,7 @@ class Player:
             else:
                 token = record.value.get("token") if isinstance(record.value, dict) else None
                 if type(token) is not int:
-                    raise ProtocolError("an answer to nothing")  # noqa: TRY301  # it is the file's mistake
+                    raise ProtocolError("an answer without a question")  # noqa: TRY301  # it is the file's mistake
                 self.answered(token, record.value.get("answer"), repeated=record.value.get("repeated") is True)
         except ProtocolError as error:
             self.lose(1, f"record {record.index}: {error.reason}")

@@ -126,5 +126,5 @@ def _spare(path: Path) -> None:
         return
     with path.open("rb") as file:
         if not is_ours(file):
-            what = "exists and is no recording of this library; Recording(path, overwrite=True) replaces it"
+            what = "exists and is not a recording of this library; Recording(path, overwrite=True) replaces it"
             raise FileExistsError(errno.EEXIST, what, str(path))

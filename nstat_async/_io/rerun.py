@@ -107,18 +107,18 @@ class Rerun(Player):
 
     def _before_input(self) -> None:
         if self._issued:
-            self._differ(f"{type(self._issued[0]).__name__} is asked for, and was not")
+            self._differ(f"{type(self._issued[0]).__name__} is asked for now, and was not in the run")
             self._issued.clear()
 
     def _compare(self, recorded: Command) -> None:
         if not self._issued:
             self._issued.extend(self._core.commands())
         if not self._issued:
-            self._differ(f"{type(recorded).__name__} was asked for, and is not")
+            self._differ(f"{type(recorded).__name__} was asked for in the run, and is not now")
         elif self._issued.popleft() != recorded:
-            self._differ(f"another {type(recorded).__name__} was asked for")
+            self._differ(f"another {type(recorded).__name__} was asked for in the run")
 
     def _differ(self, what: str) -> None:
         if not self._differs:
             self._differs = True
-            self.lose(None, f"from here on the replay is not the run that was recorded: {what}")
+            self.lose(None, f"from here on the replay differs from the recorded run: {what}")

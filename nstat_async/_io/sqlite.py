@@ -55,4 +55,4 @@ def _space(folder: Path) -> int:
 
 def _why_none_is_made(folder: Path) -> str:
     read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
-    return f"no file may be made in {folder} ({os.strerror(errno.EROFS if read_only else errno.EACCES)})"
+    return f"no file may be created in {folder} ({os.strerror(errno.EROFS if read_only else errno.EACCES)})"

@@ -27,7 +27,7 @@ def _zone_index(address: str, zone: str) -> int:
     try:
         return socket.if_nametoindex(zone)
     except (OSError, ValueError, AttributeError):
-        raise _wrong(f"Endpoint: {zone!r} in {address!r} is no interface of this machine") from None
+        raise _wrong(f"Endpoint: {zone!r} in {address!r} is not an interface of this machine") from None
 
 
 def _address_text(packed: bytes) -> str:
@@ -53,9 +53,9 @@ class Endpoint:
     def __attrs_post_init__(self) -> None:
         packed, port = self.packed, self.port
         if type(packed) is not bytes or len(packed) not in _ADDRESS_SIZES:
-            raise _wrong(f"Endpoint: {packed!r} is no address of 4 or 16 bytes; Endpoint.parse takes a text")
+            raise _wrong(f"Endpoint: {packed!r} is not an address of 4 or 16 bytes; Endpoint.parse takes a text")
         if not isinstance(port, int) or not 0 <= port < 65_536:
-            raise _wrong(f"Endpoint: {port!r} is no port from 0 to 65535")
+            raise _wrong(f"Endpoint: {port!r} is not a port from 0 to 65535")
 
     @classmethod
     def parse(cls, address: str, port: int = 0) -> Endpoint:
@@ -66,7 +66,7 @@ class Endpoint:
             UsageError: `address` is not a text; also a `ValueError`.
         """
         if not isinstance(address, str):
-            raise _wrong(f"Endpoint: {address!r} is no text such as '192.0.2.1'")
+            raise _wrong(f"Endpoint: {address!r} is not a text such as '192.0.2.1'")
         text, _, zone = address.partition("%")
         packed = ipaddress.ip_address(text).packed
         return cls(packed, port, _zone_index(address, zone) if zone else None)
@@ -263,7 +263,9 @@ class Flow:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.id, str) or not isinstance(self.provider, Provider):
-            raise _wrong(f"Flow: {self.id!r}, {self.provider!r} are no id and Provider, such as '1', Provider.TCP")
+            raise _wrong(
+                f"Flow: {self.id!r}, {self.provider!r} are not an id and a Provider, such as '1', Provider.TCP"
+            )
 
     @property
     def started(self) -> float | None:

@@ -138,7 +138,7 @@ class GroupBy:
         """
         found = _groupings(TABLE).get(name) if isinstance(name, str) else None
         if found is None:
-            raise UsageError(f"GroupBy: {name!r} is none of {', '.join(_groupings(TABLE))}")
+            raise UsageError(f"GroupBy: {name!r} is not one of {', '.join(_groupings(TABLE))}")
         owner, field = found
         if owner == "details":
             return cls(
@@ -172,7 +172,7 @@ class GroupBy:
         if made is not None:
             return made()
         if words not in _groupings(TABLE):
-            raise UsageError(f"group: {name!r} is none of {', '.join(cls.names())}")
+            raise UsageError(f"group: {name!r} is not one of {', '.join(cls.names())}")
         return cls.field(words)
 
     @staticmethod

@@ -170,7 +170,7 @@ class History:
         views = {"name": ["kind", "source", "name"], "process": there, "user": ["uid"]}
         views |= {name: [name] for name in ("unit", "container", "pod")}
         if by not in views:
-            raise UsageError(f"by: {by!r} is none of {', '.join(views)}, remote, outcome")
+            raise UsageError(f"by: {by!r} is not one of {', '.join(views)}, remote, outcome")
         return [column for column in views[by] if column in there]
 
     def _view(self, view: View, since: Moment, until: Moment, name: str | None) -> list[tuple[Usage, str]]:

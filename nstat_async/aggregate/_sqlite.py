@@ -253,7 +253,9 @@ class HistoryWriter:
         self._pending.clear()
         if refused:
             row = refused[0]
-            text = f"{len(refused)} rows are not kept: a number of {row.label!r} (pid {row.pid}) is no 64 bits"
+            text = (
+                f"{len(refused)} rows are not kept: a number of {row.label!r} (pid {row.pid}) does not fit into 64 bits"
+            )
             raise HistoryError(self.path, text)
 
     def _refused_rows(self) -> list[Row]:
@@ -423,7 +425,7 @@ async def keep_history(
                         again = 0.0
                 except HistoryError as error:
                     if not again:  # warn once until it works again
-                        logger.warning("history: %s; what is counted waits for it", error)
+                        logger.warning("history: %s; counts wait in memory until the file can be written", error)
                     again = anyio.current_time() + _RETRY_SECONDS
         except anyio.get_cancelled_exc_class():
             with contextlib.suppress(NstatError):

@@ -99,7 +99,7 @@ class TrafficTable:
         source: str | None = None,
     ) -> None:
         if not isinstance(group_by, GroupBy):
-            raise UsageError(f"group_by: {group_by!r} is no GroupBy")
+            raise UsageError(f"group_by: {group_by!r} is not a GroupBy")
         check_number("max_finished", max_finished, whole=True, least=0)
         check_number("max_age", max_age, optional=True)
         check_number("rate_window", rate_window, most=LONGEST_SECONDS)
@@ -128,7 +128,7 @@ class TrafficTable:
         try:
             time = event.time
         except AttributeError:
-            raise UsageError(f"feed: {event!r} is no event") from None
+            raise UsageError(f"feed: {event!r} is not an event") from None
         if not window.low <= time < window.high:
             self._tick(time)
         if time > window.now:  # noqa: PLR1730  # max() would cost a tenth of the whole feed
@@ -463,7 +463,9 @@ class TrafficTable:
             UsageError: The groupings differ, or an open flow has the same id in both.
         """
         if other.group_by.name != self.group_by.name:
-            raise UsageError(f"merge: a table by {other.group_by.name} into one by {self.group_by.name}")
+            raise UsageError(
+                f"merge: a table by {other.group_by.name} cannot be merged into one by {self.group_by.name}"
+            )
         renamed: dict[str, OpenFlow] = {}
         for identity, entry in other._open.items():
             label = source or entry.tally.source
@@ -483,7 +485,7 @@ class TrafficTable:
 
 def _order(by: SortKey, start: int) -> Callable[[Tally], Any]:
     if by not in get_args(SortKey):
-        raise UsageError(f"by: {by!r} is none of {', '.join(get_args(SortKey))}")
+        raise UsageError(f"by: {by!r} is not one of {', '.join(get_args(SortKey))}")
     special: dict[str, Callable[[Tally], Any]] = {
         "bytes": lambda tally: tally.rx_bytes + tally.tx_bytes,
         "rate": lambda tally: sum(tally.grown(start)),

@@ -26,7 +26,7 @@ def _hosts(value: Any) -> frozenset[str] | None:
         return None
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     if not names:
-        raise UsageError("hosts: at least one is needed; None: all")
+        raise UsageError("hosts: name at least one, or None for all")
     return frozenset(host_name(name) for name in names)
 
 
@@ -86,7 +86,7 @@ class Fleet:
         """
         refuse_ebpf(options, self.name)
         if options.record_to is not None:
-            raise UsageError("record_to: a fleet is not recorded; its stream keeps what was, and since plays it")
+            raise UsageError("record_to: a fleet cannot be recorded; its stream keeps the past, and since= plays it")
         require_nats("a fleet")
         from .._io.fleet import FleetFeed  # noqa: PLC0415  # nobody else needs it
 

@@ -12,7 +12,7 @@ def check_kernel(_instance: object, attribute: Any, value: Any) -> None:
     if value is None and attribute.default is None:
         return
     if not isinstance(value, str):
-        raise UsageError(f"kernel: {value!r} is no version of a kernel such as 'xnu-11417.121.6'")
+        raise UsageError(f"kernel: {value!r} is not a version of a kernel such as 'xnu-11417.121.6'")
     from ..ntstat import Kernel  # noqa: PLC0415  # with the Darwin protocol, which others do without
 
     Kernel.parse(value)

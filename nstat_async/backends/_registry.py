@@ -126,7 +126,7 @@ def parse(text: str) -> tuple[Row, str]:
     for row in ROWS:
         if row.name == name and (bool(rest) if row.takes else not colon):
             return row, rest
-    raise UsageError(f"backend: {text!r} is none of {choices()}")
+    raise UsageError(f"backend: {text!r} is not one of {choices()}")
 
 
 def named(text: str, *, kernel: str | None = None, netns: Namespace | Sequence[Namespace] = ()) -> Backend:
@@ -157,7 +157,7 @@ def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Back
     if netns is not None and (backend is None or isinstance(backend, str)):
         return named(backend or "auto", netns=netns)
     if netns is not None:
-        raise UsageError("netns: a backend that is a value has its own, e.g. SockDiag(netns='all')")
+        raise UsageError("netns: give it to the backend itself, e.g. SockDiag(netns='all')")
     if backend is None:
         return auto()
     if isinstance(backend, str):
@@ -166,7 +166,7 @@ def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Back
         raise UsageError(f"backend: {backend!r} is a path; to play a recording: backends.Replay(path)")
     if isinstance(backend, type) or not callable(getattr(backend, "open", None)) or not hasattr(backend, "name"):
         hint = f"; make one: {backend.__name__}()" if isinstance(backend, type) and hasattr(backend, "open") else ""
-        raise UsageError(f"backend: {backend!r} is no backend and none of {choices()}{hint}")
+        raise UsageError(f"backend: {backend!r} is neither a backend nor one of {choices()}{hint}")
     value: Backend = backend
     return value
 

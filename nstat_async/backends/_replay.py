@@ -61,4 +61,4 @@ class Replay:
     def _check(self, options: MonitorOptions) -> None:
         refuse_ebpf(options, self.name)
         if options.record_to is not None:
-            raise UsageError("record_to: a recording is not recorded again; nstat_async.recording.copy copies it")
+            raise UsageError("record_to: a recording cannot be recorded again; nstat_async.recording.copy copies it")

@@ -26,7 +26,7 @@ def _namespaces(value: Any) -> tuple[Namespace, ...]:
         if item is not None and not number and not text:
             raise UsageError(f"netns: {item!r} is neither a name, a path nor a pid")
     if ALL in items and len(items) > 1:
-        raise UsageError("netns: 'all' stands alone; a namespace of that name is /run/netns/all")
+        raise UsageError("netns: 'all' cannot be combined with others; a namespace named all is /run/netns/all")
     if not items:
         raise UsageError("netns: at least one is needed")
     return items

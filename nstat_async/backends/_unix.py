@@ -20,7 +20,7 @@ def _path(_instance: object, _attribute: Any, value: Any) -> None:
 def _interfaces(_instance: object, _attribute: Any, value: Any) -> None:
     pairs = isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
     if not pairs or not all(type(index) is int and isinstance(name, str) for index, name in value):
-        raise UsageError(f"interfaces: {value!r} is no tuple of pairs such as ((1, 'lo0'),)")
+        raise UsageError(f"interfaces: {value!r} is not a tuple of pairs such as ((1, 'lo0'),)")
 
 
 @attrs.frozen

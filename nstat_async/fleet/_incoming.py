@@ -126,7 +126,7 @@ class Incoming:
         present = self._present()
         for view in present:
             if not view.live:
-                detail = "it was not heard of since a complete state: its flows are unknown"
+                detail = "nothing came from it since a complete state: its flows are unknown"
                 self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
         complete = all(view.live and view.state is HostState.PRESENT for view in present)
         self._report(PollCompleted(time, sum(len(view.flows) for view in present), complete))
@@ -217,7 +217,7 @@ class Incoming:
         self._report.counts["messages"] += 1
         found = parse_subject(self.prefix, delivery.subject)
         if found is None:
-            self._refuse(None, delivery, f"subject {delivery.subject!r:.80} is none of a machine")
+            self._refuse(None, delivery, f"subject {delivery.subject!r:.80} is not that of a machine")
             return
         host = found[0]
         if self.hosts is not None and host not in self.hosts:
@@ -233,7 +233,7 @@ class Incoming:
 
     def _refuse(self, host: str | None, delivery: Delivery, reason: str) -> None:
         self._report.counts["malformed_messages"] += 1
-        self._report.lost(host, LossCause.PROTOCOL, delivery.stored, 1, f"a message is none: {reason}")
+        self._report.lost(host, LossCause.PROTOCOL, delivery.stored, 1, f"a message cannot be read: {reason}")
 
     def _view(
         self, host: str, header: Header, delivery: Delivery, now: float
@@ -293,7 +293,7 @@ class Incoming:
         self._report.counts["stale_messages"] += 1
         if not view.quarrel:
             view.quarrel = True
-            detail = "two publishers say that they are this machine: only the one that began last is believed"
+            detail = "two publishers claim to be this machine: only the one that started last is believed"
             self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, 1, detail)
 
     def _next_run(self, view: HostView, header: Header, delivery: Delivery, now: float) -> Iterator[None]:
@@ -303,7 +303,7 @@ class Incoming:
         view.begin(header.incarnation)
         self._introduce(view, header, delivery, now)
         if not left:
-            detail = "its publisher began anew without having stopped: what happened in between is unknown"
+            detail = "its publisher started again without having stopped in order: what happened in between is unknown"
             self._report.lost(view.host, LossCause.RESYNC, delivery.stored, None, detail)
         if header.seq:
             view.seq, view.exact = header.seq, False
@@ -334,12 +334,12 @@ class Incoming:
         """Report the machine if it was silent or had left before this message, or if its clock changed."""
         if view.state is not HostState.PRESENT and not header.last:
             if view.state is HostState.LEFT:
-                detail = "it goes on after it said that it stops: its flows are unknown until its next complete state"
+                detail = "it continues after it said that it had stopped: its flows are unknown until its next complete state"
                 self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
             view.state = HostState.PRESENT
             self._report.host(view, time, "it was heard of again")
         elif view.clock_has_news and view.live:
-            self._report.host(view, time, "its clock differs from the server's by another time than before")
+            self._report.host(view, time, "its clock's difference from the server's has changed")
 
     def _gap(self, view: HostView, count: int, time: float) -> None:
         self._report.counts["lost_messages"] += count

@@ -120,7 +120,7 @@ class Intake:
         except (ProtocolError, ValueError, RecursionError) as error:
             self.report.counts["malformed_messages"] += 1
             reason = error.reason if isinstance(error, ProtocolError) else str(error)
-            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is no event: {reason:.200}")
+            self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is not an event: {reason:.200}")
             return None
         return event  # type: ignore[return-value]  # _check refuses rows
 
@@ -194,4 +194,4 @@ def _check(event: AnyEvent | Row) -> None:
     if isinstance(event, EventsLost) and event.count is not None:
         values.append(event.count)
     if values and not 0 <= min(values) <= max(values) < _LARGEST:
-        raise ProtocolError("a counter is no number of 64 bits")
+        raise ProtocolError("a counter is not a number of at most 64 bits")

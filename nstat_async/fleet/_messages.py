@@ -98,7 +98,7 @@ def host_name(text: str) -> str:
         UsageError: The name is not valid.
     """
     if not isinstance(text, str) or not _HOST.fullmatch(text):
-        raise UsageError(f"host: {text!r} is no name of 1 to 63 letters, digits, '-' and '_', such as 'web1'")
+        raise UsageError(f"host: {text!r} is not a name of 1 to 63 letters, digits, '-' and '_', such as 'web1'")
     return text
 
 
@@ -146,9 +146,9 @@ def decode(data: bytes) -> tuple[Header, list[bytes]]:
     try:
         found = json.loads(head)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"its header is no JSON: {error}", raw=data[:_SHOWN]) from error
+        raise ProtocolError(f"its header is not JSON: {error}", raw=data[:_SHOWN]) from error
     if not isinstance(found, dict) or found.get("v") != VERSION:
-        raise ProtocolError("it is no message of version 1", raw=data[:_SHOWN])
+        raise ProtocolError("it is not a message of version 1", raw=data[:_SHOWN])
     return _checked(from_json(Header, found)), lines
 
 
@@ -169,7 +169,7 @@ def _plain(data: bytes) -> bytes:
 
 def _checked(header: Header) -> Header:
     if not _INCARNATION.fullmatch(header.incarnation):
-        raise ProtocolError(f"incarnation {header.incarnation!r:.60} is none")
+        raise ProtocolError(f"{header.incarnation!r:.60} is not an incarnation")
     if header.seq < 0 or (header.part is not None and header.part < 0) or not 0 < header.next <= _LONGEST_PROMISE:
         raise ProtocolError("a number of its header is out of range")
     return header

@@ -174,11 +174,11 @@ class Guard:
         if origin is not None:
             scheme, _, authority = origin.partition("://")
             if scheme not in {"http", "https"} or authority.lower() != hosts[0].lower():
-                return _said(403, "Requests of other sites are refused.")
+                return _said(403, "Requests from other sites are refused.")
         site = headers.get("sec-fetch-site", "none")
         is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if site not in {"none", "same-origin"} and not (is_link and _is_front(scope)):
-            return _said(403, "Requests of other sites are refused.")
+            return _said(403, "Requests from other sites are refused.")
         return None if _path(scope) == HEALTH else self._stranger(scope, headers)
 
     def _serves(self, host: str, scope: Scope) -> bool:

@@ -107,7 +107,7 @@ class SeriesKeeper:
         self, *, label: str = "process", limit: int = 50, review: float = 300.0, include_history: bool = False
     ) -> None:
         if label not in LABELS:
-            raise UsageError(f"by: {label!r} is none of {', '.join(LABELS)}")
+            raise UsageError(f"by: {label!r} is not one of {', '.join(LABELS)}")
         if limit < 0:
             raise UsageError(f"limit: {limit!r} is negative")
         if not review > 0:

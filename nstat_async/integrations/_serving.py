@@ -65,7 +65,7 @@ def sockets_for(
     if unix_socket is not None:
         return [_unix_socket(os.fspath(unix_socket))]
     if not 0 <= port <= _LAST_PORT:  # the resolver would take it modulo 65536
-        raise UsageError(f"port: {port!r} is none")
+        raise UsageError(f"port: {port!r} is not a number from 0 to {_LAST_PORT}")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, OverflowError, UnicodeError) as error:
@@ -112,7 +112,7 @@ def _remove_dead_socket(path: str) -> None:
     """Remove a socket that a server left behind; a socket with a server stays, and so does any other file."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
-            raise OSError(errno.EADDRINUSE, "it exists and is no socket")
+            raise OSError(errno.EADDRINUSE, "it exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(path)

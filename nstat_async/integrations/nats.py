@@ -57,7 +57,7 @@ def _host(value: str | None) -> str:
 def _labels(value: Any) -> tuple[tuple[str, str], ...]:
     pairs = tuple(value.items()) if isinstance(value, Mapping) else tuple(value)
     if not all(isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in pairs):
-        raise UsageError(f"labels: {value!r} is no mapping of names to texts")
+        raise UsageError(f"labels: {value!r} is not a mapping of names to texts")
     if sum(len(name) + len(text) for name, text in pairs) > _MOST_LABELS:
         raise UsageError(f"labels: more than {_MOST_LABELS} characters; they go along with each complete state")
     return pairs
@@ -133,7 +133,7 @@ class Publisher:
         """
         require_nats("publish")
         if monitor.capabilities.backend == "fleet":
-            raise UsageError("publish: these are events of a fleet already")
+            raise UsageError("publish: events of a fleet cannot be published again")
         core = self._new_run(monitor)
         # A kernel does not wait, even if the monitor's policy is to block; a recording does.
         overflow = None if monitor.capabilities.backend == "replay" else "coalesce"

@@ -123,7 +123,7 @@ def _number(request: Request, name: str, otherwise: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{name}: {text[:_MOST_SAID]!r} is no whole number") from None
+        raise UsageError(f"{name}: {text[:_MOST_SAID]!r} is not a whole number") from None
 
 
 def _asked_for(hub: Hub, request: Request) -> tuple[View, int, Any]:

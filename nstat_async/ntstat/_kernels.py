@@ -233,13 +233,13 @@ class Kernel(_Facts):
             UsageError: The text has no version, or that kernel has no ntstat.
         """
         if not isinstance(text, str):
-            raise UsageError(f"kernel: {text!r} is no text such as 'xnu-11417.121.6'")
+            raise UsageError(f"kernel: {text!r} is not a text such as 'xnu-11417.121.6'")
         version, is_newer = _find_version(text)
         if not version:
             raise UsageError(f"kernel: no XNU version in {text[:200]!r}; expected something like 'xnu-11417.121.6'")
         rows = [release for release in RELEASES if release.first <= version]
         if not rows:
-            raise UsageError(f"kernel: xnu-{_dotted(version)} has no ntstat; it begins with xnu-1699 (OS X 10.7)")
+            raise UsageError(f"kernel: xnu-{_dotted(version)} has no ntstat, which came with xnu-1699 (OS X 10.7)")
         facts: dict[str, Any] = {}
         for row in rows:
             facts.update(row.facts)

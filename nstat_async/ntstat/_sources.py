@@ -360,7 +360,7 @@ class SourceTable:
 
     def _report_nobody(self) -> None:
         """Report a message about the reference that means "all sources"."""
-        detail = f"a report about reference {self._nobody}, which is no source"
+        detail = f"a report about reference {self._nobody}, which is not a source"
         self.emit(EventsLost(self.time, LossCause.PROTOCOL, 1, detail=detail))
 
     def _report_full(self) -> None:

@@ -206,7 +206,7 @@ def _read_some(file: BinaryIO) -> bytes:
         error.filename = error.filename or _name_of(file)
         raise
     if data is None:
-        raise BlockingIOError("the recording's file does not block; give one that does")
+        raise BlockingIOError("the recording's file is non-blocking; give one that blocks")
     if not isinstance(data, bytes):
         raise UsageError("a recording is read from a file opened in binary mode")
     return data

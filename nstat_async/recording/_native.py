@@ -244,7 +244,7 @@ def _unreadable(index: int, time_ns: int, reason: str, offset: int, payload: byt
 def _file_header(data: bytes) -> int:
     magic, version, length, _ = _FILE.unpack_from(data)
     if magic != MAGIC:
-        raise RecordingError("not a recording: the first bytes are not its magic", raw=data[:SHOWN])
+        raise RecordingError("not a recording: it does not begin with the format's magic bytes", raw=data[:SHOWN])
     if version not in _READ:
         known = " and ".join(map(str, _READ))
         raise RecordingError(f"recording format version {version}; this library reads {known}", raw=data[:SHOWN])
@@ -261,5 +261,5 @@ def _split_extra(payload: bytes) -> tuple[dict[str, Any], bytes]:
         raise ValueError("too short for its further keys")
     extra = json.loads(payload[_EXTRA_LENGTH.size : stop].decode("utf-8"))
     if not isinstance(extra, dict):
-        raise ValueError("further keys that are no JSON object")  # noqa: TRY004  # it is the file's mistake
+        raise ValueError("further keys that are not a JSON object")  # noqa: TRY004  # it is the file's mistake
     return extra, payload[stop:]

@@ -36,7 +36,7 @@ class RecordingReader:
 
     def __init__(self, *, kernel: str | None = None) -> None:
         if kernel is not None and not (isinstance(kernel, str) and kernel.strip()):
-            raise UsageError(f"kernel: {kernel!r} is no kernel's name")
+            raise UsageError(f"kernel: {kernel!r} is not a kernel's name")
         self._kernel = kernel
         self._parser: _Parser | None = None
         self._first = b""

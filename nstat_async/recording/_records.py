@@ -178,7 +178,7 @@ def learn(facts: Any, before: RecordingInfo | None, kernel: str | None) -> Recor
         ValueError: It is no object.
     """
     if not isinstance(facts, dict):
-        raise ValueError("facts that are no JSON object")  # noqa: TRY004  # it is the file's mistake
+        raise ValueError("facts that are not a JSON object")  # noqa: TRY004  # it is the file's mistake
     before = before or RecordingInfo(protocol=None)
     extra, known = dict(before.extra), dict[str, Any]()
     for key, value in facts.items():

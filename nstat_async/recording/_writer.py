@@ -99,7 +99,7 @@ class _Writer:
         while data:
             written = self._file.write(data)  # an unbuffered file may take a part
             if written is None:
-                raise BlockingIOError("the recording's file does not block, and is full")
+                raise BlockingIOError("the recording's file is non-blocking, and full")
             self.size += written
             data = data[written:]
         if self._flush and pieces:

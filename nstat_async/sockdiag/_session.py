@@ -112,7 +112,7 @@ class Session:
         self._protocols = frozenset(number for provider, number in _PROTOCOLS.items() if provider in wanted)
         if not self._protocols:
             known = ", ".join(provider.value for provider in _PROTOCOLS)
-            raise UsageError(f"providers: Linux has {known}, and with udp udp_subflow, only")
+            raise UsageError(f"providers: Linux has only {known}, and udp_subflow together with udp")
         self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
@@ -327,12 +327,12 @@ class Session:
         if hidden is not None:
             yield hidden
         elif self._sightings.walks and self._owners.unresolved:  # programs name everybody's processes, but found none
-            yield f"sockets of no process that can be found: {self._owners.unresolved} (the kernel's own, those of io_uring, or on their way between processes)"
+            yield f"sockets whose process cannot be found: {self._owners.unresolved} (the kernel's own, those of io_uring, or on their way between processes)"
         programs = self._programs
         abilities = tells(programs.tier)
         if Provider.UDP in self._options.providers:
             if abilities.udp_bytes:
-                yield "UDP sockets that were there before the monitor are counted from its start on"
+                yield "UDP sockets that are older than the monitor are counted from its start on"
             else:
                 yield "the kernel keeps no byte counters of UDP sockets"
         if not (abilities.tcp_process and abilities.tcp_accepted_process and programs.attached.processes_trusted):
@@ -377,7 +377,7 @@ class Session:
         self._output.now = now
         if not self._output.following:
             if Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP not in self._protocols:
-                detail = "remotes of UDP sockets come with udp only"
+                detail = "udp_subflow is reported only together with udp"
                 refused = ProviderRefused(self._output.time, Provider.UDP_SUBFLOW, errors.EINVAL, detail)
                 self._output.events.append(refused)
             self._programs.start(self._open_sources)

@@ -320,7 +320,7 @@ class EmulatedFlow:
         with self.kernel.lock:
             names = [each.value for each in TCP_STATES]
             if isinstance(state, str) and state not in names:
-                raise UsageError(f"state: {state!r} is none of {', '.join(names)}")
+                raise UsageError(f"state: {state!r} is not one of {', '.join(names)}")
             self._enter(names.index(state) if isinstance(state, str) else whole("state", state, bits=32))
 
     def connect(
@@ -371,7 +371,7 @@ class EmulatedFlow:
         with self.kernel.lock:
             bound = endpoint(local, "local")
             if bound is None:
-                raise UsageError("local: a listener has an address")
+                raise UsageError("local: a listener needs an address")
             self.set(local=bound, remote=Endpoint(bytes(len(bound.packed)), 0))
             self._enter(_LISTEN)
             self.event(EventFlag.FLOW_STATE_LISTEN)

@@ -226,7 +226,7 @@ def _listen(path: str, kind: int) -> socket.socket:
     if Path(path).is_socket():
         _remove_stale(path, kind)
     elif Path(path).exists():
-        raise FileExistsError(errno.EEXIST, "it exists and is no socket", path)
+        raise FileExistsError(errno.EEXIST, "it exists and is not a socket", path)
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
         listener.bind(path)

@@ -25,7 +25,7 @@ class KernelTime:
         if clock is not None and not callable(clock):
             raise UsageError(f"clock: {clock!r} is neither None nor a function such as time.monotonic")
         if not isinstance(timebase, tuple) or len(timebase) != 2:
-            raise UsageError(f"timebase: {timebase!r} is no pair of whole numbers such as (125, 3)")
+            raise UsageError(f"timebase: {timebase!r} is not a pair of whole numbers such as (125, 3)")
         for part in timebase:
             whole("timebase", part, bits=32, least=1)
         number("uptime", uptime)

@@ -34,7 +34,7 @@ def executable_uuid(name: str) -> bytes:
 def whole(name: str, value: Any, *, bits: int = 64, least: int = 0) -> int:
     """A whole number that fits."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << bits:
-        raise UsageError(f"{name}: {_shown(value)} is no whole number from {least} to {(1 << bits) - 1}")
+        raise UsageError(f"{name}: {_shown(value)} is not a whole number from {least} to {(1 << bits) - 1}")
     return int(value)
 
 
@@ -56,7 +56,7 @@ def text(name: str, value: Any) -> str:
             return value
     except UnicodeEncodeError:
         pass
-    raise UsageError(f"{name}: {value!r} is no text without NUL")
+    raise UsageError(f"{name}: {value!r} is not a text without NUL")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -70,7 +70,7 @@ def number(name: str, value: Any, *, least: float = 0.0, most: float = LONGEST) 
     """A finite number in a range."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:  # NaN is not
         return value
-    raise UsageError(f"{name}: {_shown(value)} is no number from {least:g} to {most:g}")
+    raise UsageError(f"{name}: {_shown(value)} is not a number from {least:g} to {most:g}")
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
@@ -78,7 +78,7 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = ("None" if each is NoneType else each.__name__ for each in kinds)
-        raise UsageError(f"{name}: {value!r} is no {' or '.join(names)}")
+        raise UsageError(f"{name}: {value!r} is not an instance of {' or '.join(names)}")
     return value
 
 
@@ -90,7 +90,7 @@ def octets(name: str, value: Any) -> bytes:
 def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
     """One of several values."""
     if not any(type(value) is type(each) and value == each for each in choices):
-        raise UsageError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+        raise UsageError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
     return value
 
 
@@ -112,7 +112,7 @@ def inserted(name: str, value: Any) -> dict[str, list[tuple[int, int]]]:
         try:
             pairs = [(offset, size) for offset, size in places]
         except (TypeError, ValueError):
-            raise UsageError(f"{name}: {places!r} is no list of pairs (offset, bytes)") from None
+            raise UsageError(f"{name}: {places!r} is not a list of pairs (offset, bytes)") from None
         for offset, size in pairs:
             whole(f"{name}: offset", offset, bits=12)
             whole(f"{name}: bytes", size, bits=10, least=1)
@@ -132,8 +132,8 @@ def endpoint(value: Endpoint | str | tuple[str, int] | None, name: str = "addres
         if colon and digits.isdecimal():
             return Endpoint.parse(address.strip("[]"), whole("port", int(digits), bits=16))
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{name}: {value!r} is no address: {error}") from error
-    raise UsageError(f"{name}: {value!r} is no address such as 192.0.2.1:443 or [2001:db8::1]:443")
+        raise UsageError(f"{name}: {value!r} is not an address: {error}") from error
+    raise UsageError(f"{name}: {value!r} is not an address such as 192.0.2.1:443 or [2001:db8::1]:443")
 
 
 def sockaddr(value: Endpoint | None) -> bytes:
@@ -161,7 +161,7 @@ def _encoded(kind: str) -> Callable[[str, Any], Any]:
             return sockaddr(endpoint(value, name))
         found = value.bytes if isinstance(value, uuid.UUID) else value
         if not isinstance(found, bytes) or len(found) != _BYTES[base]:
-            raise UsageError(f"{name}: {value!r} has not {_BYTES[base]} bytes")
+            raise UsageError(f"{name}: {value!r} does not have {_BYTES[base]} bytes")
         return found
 
     def check_number(name: str, value: Any) -> int:
@@ -171,7 +171,7 @@ def _encoded(kind: str) -> Callable[[str, Any], Any]:
 
     def check_numbers(name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, tuple) or len(value) != count:
-            raise UsageError(f"{name}: {value!r} is no tuple of {count} numbers")
+            raise UsageError(f"{name}: {value!r} is not a tuple of {count} numbers")
         return tuple(whole(name, each, bits=bits) for each in value)
 
     if base == "CHAR":

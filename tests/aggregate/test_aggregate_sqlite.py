@@ -299,7 +299,7 @@ def test_whoever_wants_to_read_a_file_that_is_not_there_does_not_hear_of_writing
     monkeypatch.setattr(_schema.sqlite3, "connect", fails)
     with pytest.raises(HistoryError, match=r"cannot be opened: No such file"):
         History(tmp_path / "absent.db")
-    with pytest.raises(HistoryError, match=r"cannot be opened: no file may be made in"):
+    with pytest.raises(HistoryError, match=r"cannot be opened: no file may be created in"):
         HistoryWriter(tmp_path / "absent.db")
 
 
@@ -347,7 +347,7 @@ def test_a_history_on_a_file_system_that_is_read_only_is_read(path):
     assert '"rx_bytes":100' in read.stdout
     write = subprocess.run([*words, f"{path}2", "--record"], capture_output=True, text=True, check=False)
     assert write.returncode == 1
-    assert f"no file may be made in {folder} (Read-only file system)" in write.stderr
+    assert f"no file may be created in {folder} (Read-only file system)" in write.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -577,7 +577,7 @@ def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkey
             tasks.start_soon(lambda: keep_history(monitor, path, bucket=60))
             await until(lambda: monitor.subscriptions)
             monitor.deliver(added(flow("a"), 10, counts(100)), updated(flow("a"), 70, counts(170)))
-            await until(lambda: "waits for it" in caplog.text)
+            await until(lambda: "counts wait in memory until the file can be written" in caplog.text)
             for moment in (80, 200):
                 monitor.deliver(updated(flow("a"), moment, counts(170)))
                 await until(lambda: not monitor.subscriptions[0].events)

@@ -24,7 +24,7 @@ def fed(*events, **options):
 
 
 def test_what_is_no_event_and_no_number_is_wrong_usage():
-    with pytest.raises(UsageError, match="feed: 3 is no event"):
+    with pytest.raises(UsageError, match="feed: 3 is not an event"):
         ProcessTable().feed(3)
     with pytest.raises(UsageError, match="count: '3' is not"):
         ProcessTable().top("3")
@@ -220,7 +220,7 @@ def test_the_largest_rows_come_first_and_the_rest_is_summed_up():
         (RowKind.LOST, None, 5),
     ]
     assert [row.name for row in table.top(1, other=False)] == ["p7"]
-    with pytest.raises(UsageError, match="by: 'size' is none of"):
+    with pytest.raises(UsageError, match="by: 'size' is not one of"):
         table.top(by="size")
 
 
@@ -266,7 +266,7 @@ def test_a_merge_keeps_machines_apart_by_their_names():
     assert [(row.source, row.name, row.rx_bytes) for row in here.rows()] == [(None, "curl", 5), ("there", "curl", 7)]
     here.feed(updated(flow("there/a"), 2, counts(17)))
     assert here.row(CURL.key, "there").rx_bytes == 17
-    with pytest.raises(UsageError, match="a table by provider into one by process"):
+    with pytest.raises(UsageError, match="a table by provider cannot be merged into one by process"):
         here.merge(TrafficTable(GroupBy.provider()))
 
 

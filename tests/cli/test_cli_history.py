@@ -90,11 +90,11 @@ def test_the_same_file_written_twice_adds_up(written, recording):
     ("arguments", "status", "says"),
     [
         (["-", "--record", "--backend", "emulated"], 2, "argument FILE: a history is an SQLite file"),
-        (["/nonexistent/x.db"], 1, "/nonexistent/x.db: there is no such file; --record makes it"),
+        (["/nonexistent/x.db"], 1, "/nonexistent/x.db: there is no such file; --record creates it"),
         (["/nonexistent/x.db", "--record", "--backend", "emulated"], 1, "/nonexistent/x.db: cannot be opened"),
-        (["{written}", "--since", "yesterday"], 2, "neither a while such as"),
+        (["{written}", "--since", "yesterday"], 2, "neither a duration such as"),
         (["{written}", "--by", "remote", "--name", "x"], 2, "not kept for each process"),
-        (["{written}", "--record", "--bucket", "x"], 2, "is no time such as"),
+        (["{written}", "--record", "--bucket", "x"], 2, "is not a time such as"),
         (
             ["{written}", "--record", "--keep", "1s", "--backend", "emulated"],
             2,

@@ -383,7 +383,7 @@ def test_what_is_near_by_chance_is_not_suggested(word, others):
         (["watch", "--filter", "prot=443"], "did you mean 'port'?"),
         (["watch", "--filter", "state=established,listn"], "did you mean 'listen'?"),
         (["processes", "--by", "remote-adress"], "did you mean 'remote-address'?"),
-        (["watch", "--backend", "fleet:http://x"], "argument --backend: 'http://x' is no URL"),
+        (["watch", "--backend", "fleet:http://x"], "argument --backend: 'http://x' is not a URL"),
         (["watch", "--details"], "argument --details: only with --format json"),
         (["watch", "--format", "ocsf", "--details"], "argument --details: only with --format json"),
         (["processes", "--names"], "argument --names: rows by process have no remote address"),
@@ -395,11 +395,11 @@ def test_what_is_near_by_chance_is_not_suggested(word, others):
             ["watch", "--filter", "port=https"],
             "argument --filter: port: 'https' is not a port from 0 to 65535, e.g. 443",
         ),
-        (["watch", "--netns", "all", "--netns", "x"], "argument --netns: 'all' stands alone"),
+        (["watch", "--netns", "all", "--netns", "x"], "argument --netns: 'all' cannot be combined"),
         (["watch", "--interval", "1e300"], "argument --interval: 1e300 must be at most"),
-        (["watch", "--duration", "inf"], "argument --duration: 'inf' is no finite number"),
-        (["watch", "--fields", "pid,foo"], "argument --fields: 'foo' is no field such as pid, name or rx_bytes"),
-        (["processes", "--by", "user", "--effective"], "argument --effective: rows by user are no processes"),
+        (["watch", "--duration", "inf"], "argument --duration: 'inf' is not a finite number"),
+        (["watch", "--fields", "pid,foo"], "argument --fields: 'foo' is not a field such as pid, name or rx_bytes"),
+        (["processes", "--by", "user", "--effective"], "argument --effective: rows by user are not processes"),
         (["record", "-", "--rotate-size", "1M"], "argument FILE: standard output has no parts"),
         (["emulate", "--listen", "x", "--kernel", "vista"], "argument --kernel: no XNU version in 'vista'"),
     ],
@@ -443,7 +443,7 @@ def test_a_file_is_not_taken_for_a_socket_and_stays(arguments, tmp_path):
     path.write_text("mine")
     status, out, err = run(*arguments, path)
     assert (status, out) == (1, "")
-    assert f"{path}: it exists and is no socket" in err
+    assert f"{path}: it exists and is not a socket" in err
     assert path.read_text() == "mine"
 
 
@@ -462,7 +462,7 @@ def test_a_recording_that_would_replace_something_else_names_the_option_that_doe
     path = tmp_path / "notes"
     path.write_text("dear to somebody")
     status, _, err = run("record", path, "--backend", "emulated", "--duration", "0.1")
-    assert (status, err) == (1, f"nstat-async: error: {path}: exists and is no recording; --force replaces it\n")
+    assert (status, err) == (1, f"nstat-async: error: {path}: exists and is not a recording; --force replaces it\n")
     assert path.read_text() == "dear to somebody"
 
 

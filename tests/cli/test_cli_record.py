@@ -138,8 +138,8 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
     [
         (("--keep", "3"), "argument --keep: only with --rotate-size or --rotate-every"),
         (("--keep", "0", "--rotate-size", "1M"), "at least 1"),
-        (("--rotate-size", "much"), "is no size"),
-        (("--rotate-size", "-1"), "is no size"),
+        (("--rotate-size", "much"), "is not a size"),
+        (("--rotate-size", "-1"), "is not a size"),
         (("--rotate-every", "0"), "more than 0"),
     ],
 )

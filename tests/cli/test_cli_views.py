@@ -67,7 +67,7 @@ def test_a_loss_of_unknown_size_is_some_and_not_none():
 def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():
     for name in ("remote-address", "remote address", "remote_address"):
         assert GroupBy.named(name).name == "remote address"
-    with pytest.raises(UsageError, match="'adress' is none of process, user, remote-address"):
+    with pytest.raises(UsageError, match="'adress' is not one of process, user, remote-address"):
         GroupBy.named("adress")
     for name in GroupBy.names():
         assert GroupBy.named(name).name
@@ -189,7 +189,7 @@ def test_a_snapshot_has_pids_of_their_own_and_says_where_a_socket_waits_however_
         ("nope", "rx_bytes (docs/"),
         ("nam", "did you mean 'name'"),
         ("flow.process.pdi", "did you mean 'flow.process.pid'"),
-        ("", "is no field"),
+        ("", "is not a field"),
     ],
 )
 def test_an_unknown_field_is_told_a_better_one(fields, says, capfd):

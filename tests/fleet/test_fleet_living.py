@@ -419,7 +419,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_where_and_never_
     ("words", "says"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "INFO"),
-        (b"INFO []\r\n", "no NATS server"),
+        (b"INFO []\r\n", "not a NATS server"),
         (b"INFO {}\r\n+ERR", "127.0.0.1|connection"),
     ],
 )
@@ -571,7 +571,7 @@ async def test_a_recording_is_published_whole(server):
         (lambda: StreamSettings(max_bytes=1.5), "max_bytes"),
         (lambda: Publisher("nats://x", host="a", heartbeat=0.1), "heartbeat"),
         (lambda: NatsAccess(credentials="/nowhere").arguments(), "/nowhere"),
-        (lambda: NatsAccess(credentials="/dev/null").arguments(), "/dev/null: no regular file"),
+        (lambda: NatsAccess(credentials="/dev/null").arguments(), "/dev/null: not a regular file"),
         (lambda: NatsAccess(ca=__file__).arguments(), "ca"),
         (lambda: NatsAccess(user="me").arguments(), "password"),
     ],
@@ -584,10 +584,10 @@ async def test_what_cannot_work_is_refused_where_it_is_said(make, says):
 
 @pytest.mark.asyncio
 async def test_a_fleet_is_neither_recorded_nor_published_once_more(server, tmp_path):
-    with pytest.raises(UsageError, match="its stream keeps what was"):
+    with pytest.raises(UsageError, match="its stream keeps the past"):
         await Monitor(backend=Fleet(server.url), record_to=tmp_path / "x").start()
     async with fleet(server.url) as monitor:
-        with pytest.raises(UsageError, match="already"):
+        with pytest.raises(UsageError, match="published again"):
             await publish(monitor, server.url)
 
 

@@ -131,7 +131,7 @@ def test_units_and_containers_are_bounded_labels_where_asked_for():
     assert seen["nstat_unit_receive_bytes_total", "(other)"] == 1
     assert seen["nstat_unit_receive_bytes_total", "(unknown)"] == 5
     assert not any("nstat_container" in key[0] for key in seen)
-    with pytest.raises(UsageError, match="by: 'colour' is none of process, unit, container, pod"):
+    with pytest.raises(UsageError, match="by: 'colour' is not one of process, unit, container, pod"):
         TrafficCollector(by=["colour"])
 
 

@@ -84,12 +84,12 @@ async def test_processes_are_served_as_json():
         assert everything.json()["processes"][1]["name"] == "bad\ufffd<script>"
         assert everything.content.isascii()
         for wrong, says in (
-            ("/processes?by=size", "by: 'size' is none of bytes, rate, "),
-            ("/processes?group=size", "group: 'size' is none of process, user, "),
-            ("/processes?n=many", "n: 'many' is no whole number"),
+            ("/processes?by=size", "by: 'size' is not one of bytes, rate, "),
+            ("/processes?group=size", "group: 'size' is not one of process, user, "),
+            ("/processes?n=many", "n: 'many' is not a whole number"),
             ("/processes?n=" + "9" * 5000, "n: "),
-            ("/live?since=x", "since: 'x' is no whole number"),
-            ("/live?expanded=x", "expanded: 'x' is no whole number"),
+            ("/live?since=x", "since: 'x' is not a whole number"),
+            ("/live?expanded=x", "expanded: 'x' is not a whole number"),
         ):
             refused = await client.get(wrong)
             assert refused.status_code == 400

@@ -224,7 +224,7 @@ def test_the_largest_reference_numbers_are_an_event_or_a_flow_and_never_an_error
     losses = [event for event in events if isinstance(event, EventsLost)]
     assert all(loss.count is None or loss.count < 1 << 33 for loss in losses)
     if below == 0:
-        assert any(loss.cause is LossCause.PROTOCOL and "which is no source" in loss.detail for loss in losses)
+        assert any(loss.cause is LossCause.PROTOCOL and "which is not a source" in loss.detail for loss in losses)
 
 
 def test_endless_references_cost_a_bounded_memory_that_is_said(monkeypatch):

@@ -136,7 +136,7 @@ def test_a_replay_that_is_no_longer_the_run_says_so_once(lost):
     events = replayed(file)
     (loss,) = [e for e in events if isinstance(e, EventsLost) and e.cause is LossCause.RECORDING]
     assert loss.count is None
-    assert "is not the run that was recorded" in loss.detail
+    assert "differs from the recorded run" in loss.detail
     assert len(events) > 1
 
 

@@ -323,7 +323,7 @@ def test_of_namespaces_that_records_named_the_last_are_remembered_with_the_inode
 def test_a_monitor_takes_namespaces_with_the_name_of_a_backend():
     assert Monitor(backend="sock_diag", netns="all")._backend == SockDiag("all")
     assert Monitor(netns=("blue", 7))._backend == SockDiag(("blue", 7))
-    with pytest.raises(UsageError, match="has its own"):
+    with pytest.raises(UsageError, match="give it to the backend itself"):
         Monitor(backend=SockDiag(), netns="all")
     with pytest.raises(UsageError, match="has no network namespaces"):
         Monitor(backend="emulated", netns="all")
@@ -332,7 +332,7 @@ def test_a_monitor_takes_namespaces_with_the_name_of_a_backend():
 def test_all_stands_alone():
     assert SockDiag("all").netns == ("all",)
     assert named("auto" if sys.platform == "linux" else "sock_diag", netns="all").netns == ("all",)
-    with pytest.raises(UsageError, match="'all' stands alone"):
+    with pytest.raises(UsageError, match="'all' cannot be combined"):
         SockDiag(("all", "blue"))
 
 
@@ -453,7 +453,9 @@ def test_what_is_no_network_namespace_is_said_to_be_none(tmp_path):
     """A file, a folder, a pipe that nobody writes to, and a namespace of another kind; what is not there is not there."""
     os.mkfifo(tmp_path / "pipe")
     for path in ("/etc/passwd", str(tmp_path), str(tmp_path / "pipe"), "/proc/self/ns/mnt"):
-        with pytest.raises(BackendUnavailableError, match=f": {path} is no network namespace: name one of") as caught:
+        with pytest.raises(
+            BackendUnavailableError, match=f": {path} is not a network namespace: name one of"
+        ) as caught:
             SockDiag(path).parts(MonitorOptions())
         assert caught.value.reason is UnavailableReason.MISSING
     for absent in ("/nonexistent", "no-such-name", 999_999_999):

@@ -284,7 +284,7 @@ def test_a_record_says_how_often_an_attempt_was_sent_again_that_the_kernel_forgo
 
 def test_what_programs_can_tell_is_said():
     """The kernel itself counts no datagrams, and does not tell whose a short flow was."""
-    datagrams = "UDP sockets that were there before the monitor are counted from its start on"
+    datagrams = "UDP sockets that are older than the monitor are counted from its start on"
     uncounted, short = (
         "the kernel keeps no byte counters of UDP sockets",
         "a flow that began and ended between two polls has no process",
@@ -354,7 +354,7 @@ def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, wa
     kernel.start()
     kernel.poll()
     assert kernel.asked.count(Operation.OWNERS) == walks
-    notes = [note for note in kernel.session.capabilities.notes if "no process that can be found: 1 " in note]
+    notes = [note for note in kernel.session.capabilities.notes if "whose process cannot be found: 1 " in note]
     assert len(notes) == (not known)
     kernel.held_sockets = [owner_row(record(Kind.OPENED, 1, pid=7, **PORTS), inode=1)]
     kernel.wait(2 * WALK_SECONDS)

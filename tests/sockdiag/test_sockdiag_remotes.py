@@ -234,11 +234,14 @@ def test_without_the_programs_that_count_packets_they_are_refused(granted, mode,
 
 
 def test_they_come_with_udp_only():
-    with pytest.raises(UsageError, match="with udp udp_subflow"):
+    with pytest.raises(UsageError, match="udp_subflow together with udp"):
         Programs(providers=("udp_subflow",))
     kernel = Programs(providers=("tcp", "udp_subflow"))
     (refused,) = [event for event in kernel.start() if isinstance(event, ProviderRefused)]
-    assert (refused.provider, refused.detail) == (Provider.UDP_SUBFLOW, "remotes of UDP sockets come with udp only")
+    assert (refused.provider, refused.detail) == (
+        Provider.UDP_SUBFLOW,
+        "udp_subflow is reported only together with udp",
+    )
 
 
 step = st.one_of(

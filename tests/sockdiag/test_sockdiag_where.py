@@ -343,7 +343,7 @@ def test_a_zone_is_a_number_or_the_name_of_an_interface(monkeypatch):
 
 @pytest.mark.parametrize("zone", ["no-such-if", "x" * 300, "\0", "²"])
 def test_a_zone_that_is_no_interface_is_refused_by_name(zone):
-    with pytest.raises(ValueError, match="is no interface of this machine"):
+    with pytest.raises(ValueError, match="is not an interface of this machine"):
         Endpoint.parse(f"fe80::1%{zone}")
 
 

@@ -102,7 +102,7 @@ def _refusal(call: Callable[..., object], arguments: dict[str, Any]) -> str | No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"insertions": 5}, "insertions: 5 is no Mapping"),
+        ({"insertions": 5}, "insertions: 5 is not an instance of Mapping"),
         ({"insertions": {"x": 1}}, "nstat_tcp_descriptor"),
         ({"insertions": {"nstat_tcp_descriptor": [(4, -1)]}}, "insertions: bytes: -1"),
         ({"layout_number": 99}, "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"),
@@ -165,5 +165,5 @@ def test_bytes_may_come_in_whatever_holds_them(kind):
 
 
 def test_a_server_without_a_workload_says_what_it_takes(tmp_path):
-    with pytest.raises(UsageError, match="workload: 5 is no Workload or None"):
+    with pytest.raises(UsageError, match="workload: 5 is not an instance of Workload or None"):
         serve_unix(EmulatedKernel(), str(tmp_path / "socket"), workload=5)
