@@ -1,7 +1,7 @@
 /* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
  * counters; what makes objects of frozen classes, announces flows, and writes updates of flows as lines.
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_sight.py, sockdiag/_flows.py, _io/tables.py,
+ * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_first_rows.py, sockdiag/_flows.py, _io/tables.py,
  * _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
  * plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
@@ -769,9 +769,9 @@ typedef struct {
     Py_ssize_t over, preexisting;
     Py_ssize_t values;                                                                                 /* of a report */
     Py_ssize_t info, info_length, info_header, of_cgroup;                                              /* of a form */
-} Sight;
+} EntryMaker;
 
-static int find_slots_of_sight(Sight *self)
+static int find_slots_of_entry_maker(EntryMaker *self)
 {
     PyObject *entry = (PyObject *)self->entry, *form = (PyObject *)self->form;
     return find_slot(entry, "keeper", &self->keeper) || find_slot(entry, "protocol", &self->protocol) ||
@@ -786,7 +786,7 @@ static int find_slots_of_sight(Sight *self)
            find_slot(form, "cgroup", &self->of_cgroup);
 }
 
-static int Sight_init(Sight *self, PyObject *arguments, PyObject *Py_UNUSED(keywords))
+static int EntryMaker_init(EntryMaker *self, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
     PyObject *entry, *report, *form, *names, *defaults, *accepted, *opened, *sequence, *python;
     if (!PyArg_ParseTuple(arguments, "(O!O!O!)O!O!(IIIII)(OOO)O", &PyType_Type, &entry, &PyType_Type, &report,
@@ -817,10 +817,10 @@ static int Sight_init(Sight *self, PyObject *arguments, PyObject *Py_UNUSED(keyw
         if (name == NULL || find_slot(entry, name, &self->places[i]))
             return -1;
     }
-    return find_slots_of_sight(self) ? -1 : 0;
+    return find_slots_of_entry_maker(self) ? -1 : 0;
 }
 
-static int Sight_traverse(Sight *self, visitproc visit, void *arg)
+static int EntryMaker_traverse(EntryMaker *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->entry);
@@ -834,7 +834,7 @@ static int Sight_traverse(Sight *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int Sight_clear(Sight *self)
+static int EntryMaker_clear(EntryMaker *self)
 {
     Py_CLEAR(self->entry);
     Py_CLEAR(self->report);
@@ -847,11 +847,11 @@ static int Sight_clear(Sight *self)
     return 0;
 }
 
-static void Sight_dealloc(Sight *self)
+static void EntryMaker_dealloc(EntryMaker *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Sight_clear(self);
+    EntryMaker_clear(self);
     PyMem_Free(self->places);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
@@ -860,7 +860,7 @@ static void Sight_dealloc(Sight *self)
 static inline int is_one_of(unsigned int state, unsigned int states) { return state < 32 && states >> state & 1; }
 
 /* Who began a connection, by its sequence numbers: `evidence_of`, where it is sure. NULL: Python has more to weigh. */
-static PyObject *direction_by_numbers(const Sight *self, const uint8_t *row, const uint8_t *info, Py_ssize_t length,
+static PyObject *direction_by_numbers(const EntryMaker *self, const uint8_t *row, const uint8_t *info, Py_ssize_t length,
                                       PyObject *listening)
 {
     const unsigned int state = row[IDENTITY_AT + 1];
@@ -891,7 +891,7 @@ static PyObject *direction_by_numbers(const Sight *self, const uint8_t *row, con
     return listens == 0 ? found : NULL;
 }
 
-static PyObject *make_entry(const Sight *self)
+static PyObject *make_entry(const EntryMaker *self)
 {
     PyObject *entry = self->entry->tp_alloc(self->entry, 0);
     for (Py_ssize_t i = 0; entry != NULL && i < PyTuple_GET_SIZE(self->defaults); i++)
@@ -900,7 +900,7 @@ static PyObject *make_entry(const Sight *self)
 }
 
 /* Steals the reference to `values`. */
-static PyObject *make_report(const Sight *self, PyObject *values)
+static PyObject *make_report(const EntryMaker *self, PyObject *values)
 {
     PyObject *report = values == NULL ? NULL : self->report->tp_alloc(self->report, 0);
     if (report == NULL) {
@@ -914,7 +914,7 @@ static PyObject *make_report(const Sight *self, PyObject *values)
 }
 
 /* Where a row has what its form says. 0: Python is to find it. */
-static int is_as_expected(const Sight *self, PyObject *pieces, PyObject *message, PyObject *form, Py_ssize_t *info,
+static int is_as_expected(const EntryMaker *self, PyObject *pieces, PyObject *message, PyObject *form, Py_ssize_t *info,
                           Py_ssize_t *length, Py_ssize_t *cgroup)
 {
     if (Py_TYPE(form) != self->form || !PyTuple_CheckExact(pieces) || PyTuple_GET_SIZE(pieces) != 5 ||
@@ -938,8 +938,8 @@ static int are_large(const uint8_t *info, Py_ssize_t length)
 }
 
 /* The entry of a socket by its first row; NULL without an error where Python has more to weigh, or if `sure`, who began.
- * It takes (keeper, protocol, pieces, message, form, poll, reading, listening), as `_first_sight`. */
-static PyObject *see(const Sight *self, PyObject *const *arguments, int sure)
+ * It takes (keeper, protocol, pieces, message, form, poll, reading, listening), as `_make_entry`. */
+static PyObject *see(const EntryMaker *self, PyObject *const *arguments, int sure)
 {
     Py_ssize_t start, length, cgroup;
     PyObject *pieces = arguments[2], *message = arguments[3], *listening = arguments[7];
@@ -981,10 +981,10 @@ static PyObject *see(const Sight *self, PyObject *const *arguments, int sure)
     return entry;
 }
 
-PyDoc_STRVAR(take_sight_doc, "take(keeper, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
-                             "As `_first_sight` of sockdiag/_sight.py.");
+PyDoc_STRVAR(take_entry_maker_doc, "take(keeper, protocol, pieces, message, form, poll, reading, listening)\n--\n\n"
+                                   "As `_make_entry` of sockdiag/_first_rows.py.");
 
-static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *EntryMaker_take(EntryMaker *self, PyObject *const *arguments, Py_ssize_t count)
 {
     if (self->entry == NULL || count != 8) {
         PyErr_SetString(PyExc_TypeError, "take(keeper, protocol, pieces, message, form, poll, reading, listening)");
@@ -994,11 +994,11 @@ static PyObject *Sight_take(Sight *self, PyObject *const *arguments, Py_ssize_t 
     return entry != NULL || PyErr_Occurred() ? entry : PyObject_Vectorcall(self->python, arguments, 8, NULL);
 }
 
-PyDoc_STRVAR(apply_sight_doc, "apply((keeper, entries, listening, new, python), poll, reading, entry, protocol, pieces, "
+PyDoc_STRVAR(apply_entry_maker_doc, "apply((keeper, entries, listening, new, python), poll, reading, entry, protocol, pieces, "
                               "message, form)\n--\n\n"
                               "As `Book.take_row` in the first poll; what is not plain goes to it, which is `python`.");
 
-static PyObject *Sight_apply(Sight *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *EntryMaker_apply(EntryMaker *self, PyObject *const *arguments, Py_ssize_t count)
 {
     PyObject *book = count == 8 ? arguments[0] : NULL;
     if (self->entry == NULL || book == NULL || !PyTuple_CheckExact(book) || PyTuple_GET_SIZE(book) != 5 ||
@@ -1622,20 +1622,20 @@ static PyType_Slot memory_slots[] = {{Py_tp_doc, "What the last dump of a kind h
 static PyType_Spec memory_spec = {"nstat_async._speedups.Memory", sizeof(Memory), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, memory_slots};
 
-static PyMethodDef sight_methods[] = {
-    {"take", (PyCFunction)(void (*)(void))Sight_take, METH_FASTCALL, take_sight_doc},
-                                      {"apply", (PyCFunction)(void (*)(void))Sight_apply, METH_FASTCALL, apply_sight_doc},
+static PyMethodDef entry_maker_methods[] = {
+    {"take", (PyCFunction)(void (*)(void))EntryMaker_take, METH_FASTCALL, take_entry_maker_doc},
+                                            {"apply", (PyCFunction)(void (*)(void))EntryMaker_apply, METH_FASTCALL, apply_entry_maker_doc},
                                       {NULL, NULL, 0, NULL}};
-static PyType_Slot sight_slots[] = {{Py_tp_doc, "Makes the entries of sockets that were not known, by their first row."},
-                                    {Py_tp_new, PyType_GenericNew},
-                                    {Py_tp_init, Sight_init},
-                                    {Py_tp_dealloc, Sight_dealloc},
-                                    {Py_tp_traverse, Sight_traverse},
-                                    {Py_tp_clear, Sight_clear},
-                                    {Py_tp_methods, sight_methods},
-                                    {0, NULL}};
-static PyType_Spec sight_spec = {"nstat_async._speedups.Sight", sizeof(Sight), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-                                 sight_slots};
+static PyType_Slot entry_maker_slots[] = {{Py_tp_doc, "Makes the entries of sockets that were not known, by their first row."},
+                                          {Py_tp_new, PyType_GenericNew},
+                                          {Py_tp_init, EntryMaker_init},
+                                          {Py_tp_dealloc, EntryMaker_dealloc},
+                                          {Py_tp_traverse, EntryMaker_traverse},
+                                          {Py_tp_clear, EntryMaker_clear},
+                                          {Py_tp_methods, entry_maker_methods},
+                                          {0, NULL}};
+static PyType_Spec entry_maker_spec = {"nstat_async._speedups.EntryMaker", sizeof(EntryMaker), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                       entry_maker_slots};
 
 static PyMethodDef maker_methods[] = {{"make", (PyCFunction)(void (*)(void))Maker_make, METH_FASTCALL, make_doc},
                                       {"fill", (PyCFunction)(void (*)(void))Maker_fill, METH_FASTCALL, fill_doc},
@@ -2069,7 +2069,7 @@ PyMODINIT_FUNC PyInit__speedups(void)
     if (module != NULL &&
         (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
          add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0 ||
-         add_type(module, &sight_spec, "Sight") < 0 || add_type(module, &lines_spec, "Lines") < 0 || add_type(module, &announcer_spec, "Announcer") < 0))
+         add_type(module, &entry_maker_spec, "EntryMaker") < 0 || add_type(module, &lines_spec, "Lines") < 0 || add_type(module, &announcer_spec, "Announcer") < 0))
         Py_CLEAR(module);
     if (module != NULL) { /* the module is never unloaded */
         PyObject *memory = PyObject_GetAttrString(module, "Memory"), *maker = PyObject_GetAttrString(module, "Maker");

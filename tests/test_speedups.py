@@ -31,7 +31,7 @@ from nstat_async._events import flow_updated
 from nstat_async._writing import Kept
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
-from nstat_async.sockdiag import TcpInfo, _flows, _rows, _scan, _sight
+from nstat_async.sockdiag import TcpInfo, _first_rows, _flows, _rows, _scan
 from nstat_async.sockdiag._constants import DiagAttribute
 from nstat_async.sockdiag._entry import NOBODY, Entry, Others
 from nstat_async.sockdiag._rows import RowFormats
@@ -365,13 +365,15 @@ FIRST_ROWS = st.builds(
 @built
 @settings(max_examples=examples(600))
 @given(FIRST_ROWS, FIRST_ROWS, st.booleans())
-def test_at_first_sight_a_row_is_the_same_to_both(row, cut_as, as_itself):
+def test_the_entry_of_a_first_row_is_the_same_to_both(row, cut_as, as_itself):
     """However it is built: also one that is cut as another one of its length would be."""
     message, formats = row.message(), RowFormats()
     form = formats.of((row if as_itself else cut_as).message().ljust(len(message), b"\0"), 0, len(message))
     pieces = form.format.unpack(message.ljust(form.stride, b"\0"))
     given = (object(), row.protocol, pieces, message, form, 7, 0.5, {(80).to_bytes(2, "big"): {}})
-    python, compiled = (attrs.asdict(see(*given), recurse=False) for see in (_sight._first_sight, _sight.first_sight()))
+    python, compiled = (
+        attrs.asdict(see(*given), recurse=False) for see in (_first_rows._make_entry, _first_rows.entry_maker())
+    )
     for each in (python, compiled):
         each["report"] = each["report"]._values
     assert compiled == python
@@ -389,8 +391,8 @@ def test_a_row_of_a_first_dump_is_a_socket_or_the_books(row, known, timer):
     listening = {(80).to_bytes(2, "big"): {}}
     about = keeper, entries, listening, new, lambda *given: left.append(given)
     given = (new if known else None, row.protocol, pieces, message, form)
-    _sight.first_rows()(about, 7, 0.5, *given)
-    expected = _sight._first_sight(keeper, *given[1:], 7, 0.5, listening)
+    _first_rows.first_rows()(about, 7, 0.5, *given)
+    expected = _first_rows._make_entry(keeper, *given[1:], 7, 0.5, listening)
     dumped = known or _rows.is_remains(message) or row.protocol == 17
     plain = expected.weight and row.info_length >= 216 and row.cgroup and not (dumped or is_huge(row))
     if not plain:
@@ -413,9 +415,9 @@ def is_huge(row):
 )
 def test_rows_of_something_else_than_a_book_are_refused(about):
     with pytest.raises(TypeError, match="keeper, entries, listening, new, python"):
-        _sight.first_rows()(about, 1, 0.5, None, 6, (), b"", None)
+        _first_rows.first_rows()(about, 1, 0.5, None, 6, (), b"", None)
     with pytest.raises(TypeError, match="keeper, entries, listening, new, python"):
-        _sight.first_rows()(about)
+        _first_rows.first_rows()(about)
 
 
 LOOPBACK_OF_V4, ELSEWHERE = bytes([127, 0, 0, 1]) + bytes(12), bytes([0xFE, 0x80]) + bytes(14)
@@ -530,5 +532,5 @@ def test_the_doctor_says_whether_it_is_in_use():
 def test_every_use_of_it_has_its_reference_beside_it():
     root = Path(_decoder.__file__).parents[1]
     users = {path.name for path in root.rglob("*.py") if "import speedups" in path.read_text("utf-8")}
-    also = {"_flows.py", "_sight.py", "counters.py", "glance.py", "json.py", "tables.py"}
+    also = {"_flows.py", "_first_rows.py", "counters.py", "glance.py", "json.py", "tables.py"}
     assert users == {"_decoder.py", "_descriptors.py", "_making.py", "_reports.py", "_rows.py", "_scan.py"} | also

@@ -72,7 +72,7 @@ class Totals(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A socket came to sight: a connection began, or a socket was used for the first time."""
+    """A socket is known from now on: a connection began, or a socket was used for the first time."""
 
     facts: Facts
     outbound: bool | None

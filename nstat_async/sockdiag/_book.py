@@ -36,6 +36,7 @@ from ._coverage import CoverageMeter
 from ._direction import ListenerTable, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
 from ._finals import is_behind_fin
+from ._first_rows import entry_maker, first_rows
 from ._flows import announce, build_flow, prefix_of, with_outcome
 from ._links import LinkTable
 from ._outcomes import outcome_by_record
@@ -54,7 +55,6 @@ from ._rows import (
     same_connection,
 )
 from ._setup import NetworkNamespace
-from ._sight import first_rows, first_sight
 from ._waiting import Memory
 
 PASSED_AT_ONCE = 4096
@@ -112,7 +112,7 @@ class Book:
         self._cgroups = cgroups
         self._links = links
         self._links_version = links.version
-        self._first_sight = first_sight()
+        self._make_entry = entry_maker()
         self._new: list[Entry] = []
         """Sockets that the latest rows had for the first time: `enter_new` does the rest for all of them together."""
         self._first_rows = first_rows()
@@ -168,7 +168,7 @@ class Book:
         """Make the entry of a socket that was not known."""
         output, listening = self._output, self.listeners.by_port
         reading = output.now - output.poll_began
-        entry = self._first_sight(self._reference, protocol, pieces, message, form, output.poll, reading, listening)
+        entry = self._make_entry(self._reference, protocol, pieces, message, form, output.poll, reading, listening)
         self._enter(entry)
         entry.preexisting = output.first_poll
         if not entry.preexisting:

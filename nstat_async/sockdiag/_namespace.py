@@ -25,11 +25,11 @@ from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._output import Output
 from ._outside import OutsideTables
 from ._owners import OwnerSource
+from ._program_evidence import ProgramEvidence
 from ._pulse import PulseSource
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
 from ._setup import NetworkNamespace
-from ._sightings import Sightings
 from ._source import Source
 from ._tables import TableSource
 from ._walks import Walks
@@ -50,7 +50,7 @@ class Namespace:
         identity: NetworkNamespace,
         owners: OwnerSource,
         cgroups: CgroupSource,
-        sightings: Sightings,
+        evidence: ProgramEvidence,
         protocols: frozenset[int],
         options: MonitorOptions,
         *,
@@ -61,7 +61,7 @@ class Namespace:
         links, self._formats = LinkTable(), RowFormats()
         self.number = number
         self.entered = entered
-        """False: nothing can be requested in it; only eBPF programs (`Glimpses`) or only tables (`OutsideTables`) report it."""
+        """False: nothing can be requested in it; only eBPF programs (`ProgramNamespaces`) or only tables (`OutsideTables`) report it."""
         self.polled = False
         """True once a poll of it began."""
         self.book = Book(
@@ -78,8 +78,8 @@ class Namespace:
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
         self._endings = Endings(output, self.book, self.lookups, links, self._formats, self._is_located)
-        self._sightings = sightings
-        self.removals = RemovalSource(output, self.book, self._endings, sightings, self._formats, protocols)
+        self._evidence = evidence
+        self.removals = RemovalSource(output, self.book, self._endings, evidence, self._formats, protocols)
         self.dumps = DumpSource(
             output,
             self.book,
@@ -96,13 +96,13 @@ class Namespace:
             self.dumps,
             self.lookups,
             self.removals,
-            sightings,
+            evidence,
             self._formats,
             allowed=allowed,
         )
         tables = OutsideTables if shown else TableSource
         read = protocols if entered or shown else frozenset[int]()
-        self.tables = tables(output, self.book, sightings, self._formats, read)
+        self.tables = tables(output, self.book, evidence, self._formats, read)
         sources = (self.removals, self.addresses, self.lookups, self.dumps)
         self.sources: tuple[Source, ...] = sources if entered else ()
         """The sources, in the order in which their channels are opened."""
@@ -110,7 +110,7 @@ class Namespace:
             output,
             self.book,
             owners,
-            sightings,
+            evidence,
             self._formats,
             self.dumps,
             options.pulse,
@@ -152,7 +152,7 @@ class Namespace:
     def end(self) -> None:
         """End all flows: the namespace is gone."""
         book = self.book
-        self._sightings.leave(book)
+        self._evidence.leave(book)
         self.lookups.give_up_all()
         self._endings.give_up_all()
         self._output.do(_end_all(book))
@@ -225,7 +225,7 @@ class Namespace:
         if self.removals.reliable:
             if found != NO_ANSWER:
                 book.mark_closed(entry, SocketState.TIME_WAIT if found else SocketState.CLOSE)
-        elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._sightings.end_recorded(entry.cookie):
+        elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._evidence.end_recorded(entry.cookie):
             self._output.count("gone")
             book.give_up(entry)
 

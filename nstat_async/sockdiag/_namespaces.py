@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from ._glimpses import Glimpses
 from ._output import Output
+from ._program_namespaces import ProgramNamespaces
 from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest, needed_to_look
 
 REMEMBERED = 1024
@@ -40,7 +40,7 @@ class NamespaceSource:
         add: Called with each namespace that was found.
         drop: Called with the number of each one that is gone.
         place: Called with the cgroups of namespaces that are watched from outside, by number, if all processes are in one.
-        glimpses: The namespaces that cannot be found or entered.
+        program_namespaces: The namespaces that cannot be found or entered.
         asks: Search for namespaces.
         closed: None of them can be entered, so nothing waits for a search.
     """
@@ -51,7 +51,7 @@ class NamespaceSource:
         add: Callable[[FoundNamespace], None],
         drop: Callable[[int], None],
         place: Callable[[Mapping[int, int]], None],
-        glimpses: Glimpses,
+        program_namespaces: ProgramNamespaces,
         *,
         asks: bool,
         closed: bool,
@@ -60,7 +60,7 @@ class NamespaceSource:
         self._add = add
         self._drop = drop
         self._place = place
-        self._glimpses = glimpses
+        self._program_namespaces = program_namespaces
         self._asks = asks
         self._closed = closed
         self.settled = not asks
@@ -93,7 +93,7 @@ class NamespaceSource:
             True if it may be watched soon, but is not yet.
         """
         if self._closed and inode:
-            self._glimpses.meet(cookie, self._label(cookie, inode))
+            self._program_namespaces.meet(cookie, self._label(cookie, inode))
             return False
         stranger = self._strangers.get(cookie)
         if stranger is not None:
@@ -119,14 +119,14 @@ class NamespaceSource:
         for found in answer.found:
             if found.cookie is not None:
                 self._strangers.pop(found.cookie, None)
-                self._glimpses.entered(found.cookie)
+                self._program_namespaces.entered(found.cookie)
             self._add(found)
         for number in answer.gone:
             self.release(number)
         if answer.whole:
             self._place(dict(answer.cgroups))
         self._watch_from_outside(answer)
-        self._glimpses.sweep()
+        self._program_namespaces.sweep()
 
     def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
         """Watch from outside the namespaces that records named and the search did not find, or could not enter."""
@@ -135,7 +135,7 @@ class NamespaceSource:
             stranger.looks += 1
             stranger.rounds += answer.whole
             if stranger.rounds >= ROUNDS or stranger.inode in labels:
-                if self._glimpses.meet(cookie, self._label(cookie, stranger.inode)):
+                if self._program_namespaces.meet(cookie, self._label(cookie, stranger.inode)):
                     del self._strangers[cookie]
             elif stranger.looks < MOST_LOOKS:
                 self._again = True

@@ -1,7 +1,7 @@
 """Evidence of a network namespace that cannot be entered: the tables of ``/proc/PID/net``, which everybody may read.
 
 A row has the ends of a socket, its state, user and inode, and neither bytes nor a cookie. What began and ended between
-two readings is in no table. Where eBPF programs report the sockets of such namespaces (`Glimpses`) no table is read: a
+two readings is in no table. Where eBPF programs report the sockets of such namespaces (`ProgramNamespaces`) no table is read: a
 record has a cookie, a table an inode, and nothing says whether both are of the same socket.
 """
 
@@ -16,9 +16,9 @@ from ._book import Book
 from ._constants import IPPROTO_TCP
 from ._entry import BY_INODE, Entry
 from ._output import Output
+from ._program_evidence import ProgramEvidence
 from ._rows import REMAINS, RowFormats
 from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
-from ._sightings import Sightings
 from ._tables import ABSENCES, MASK, TABLES, TableSource, message_of
 
 TAKEN_AT_ONCE = 128
@@ -30,9 +30,9 @@ class OutsideTables(TableSource):
     """Reads all tables of a namespace at each poll, if it is its turn (`SocketTablesAnswer.pause`); its arguments are those of `TableSource`."""
 
     def __init__(
-        self, output: Output, book: Book, sightings: Sightings, formats: RowFormats, protocols: frozenset[int]
+        self, output: Output, book: Book, evidence: ProgramEvidence, formats: RowFormats, protocols: frozenset[int]
     ) -> None:
-        super().__init__(output, book, sightings, formats, protocols)
+        super().__init__(output, book, evidence, formats, protocols)
         self._names = tuple(name for name, (_, protocol) in TABLES.items() if protocol in protocols)
         self._rows: deque[TableRow] = deque()
         """Rows to take in."""

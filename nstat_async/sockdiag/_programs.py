@@ -37,9 +37,9 @@ from ._constants import PACKET
 from ._entry import Entry
 from ._output import Output
 from ._owners import OwnerSource
+from ._program_evidence import ProgramEvidence
 from ._remotes import Remotes
 from ._setup import AttachAnswer, AttachRequest
-from ._sightings import Sightings
 from ._source import Source
 
 WALK_SECONDS = 60.0
@@ -114,7 +114,7 @@ class Programs:
         output: Where events and commands go.
         books: The books, by number of their network namespace.
         owners: The processes that are known.
-        sightings: Takes in the evidence.
+        evidence: Weighs the evidence of the programs into the books.
         mode: Whether programs are wanted.
         remotes: Whether the remotes of unconnected UDP sockets are wanted.
     """
@@ -124,7 +124,7 @@ class Programs:
         output: Output,
         books: list[Book],
         owners: OwnerSource,
-        sightings: Sightings,
+        evidence: ProgramEvidence,
         mode: Ebpf,
         *,
         remotes: bool = False,
@@ -139,10 +139,10 @@ class Programs:
         self._output = output
         self._books = books
         self._owners = owners
-        self._sightings = sightings
+        self._evidence = evidence
         self.walked: Callable[[Answer], None] = lambda _answer: None
         """Called with each part of a walk over all descriptors."""
-        self.remotes = Remotes(output, sightings.books)
+        self.remotes = Remotes(output, evidence.books)
         self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
         self._meter = LossMeter()
@@ -158,7 +158,7 @@ class Programs:
     @property
     def tier(self) -> Tier:
         """How much the programs tell now."""
-        return self.attached.tier if self._sightings.live else Tier.NONE
+        return self.attached.tier if self._evidence.live else Tier.NONE
 
     @property
     def reason(self) -> str | None:
@@ -198,21 +198,21 @@ class Programs:
                 reason = answer.reason or UnavailableReason.MISSING
                 self._output.failure = BackendUnavailableError("ebpf", reason, answer.detail)
             return
-        abilities, sightings = tells(answer.tier), self._sightings
+        abilities, evidence = tells(answer.tier), self._evidence
         self._ledger = Ledger(
             packets=abilities.udp_packets,
             births=answer.births,
             processes=answer.processes_trusted,
             ignore=answer.own_cookies,
         )
-        sightings.own = frozenset(answer.own_cookies)
-        sightings.live, sightings.ticks = True, answer.ticks
-        sightings.changes = answer.changes
-        sightings.walked = abilities.other_bytes and answer.owners
-        sightings.packets, sightings.births = abilities.udp_packets, answer.births
-        sightings.counted, sightings.gone = self._counts_to_come, self._ledger.forget
+        evidence.own = frozenset(answer.own_cookies)
+        evidence.live, evidence.ticks = True, answer.ticks
+        evidence.changes = answer.changes
+        evidence.walked = abilities.other_bytes and answer.owners
+        evidence.packets, evidence.births = abilities.udp_packets, answer.births
+        evidence.counted, evidence.gone = self._counts_to_come, self._ledger.forget
         pairs = zip(answer.namespaces, self._books, strict=False)
-        sightings.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
+        evidence.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
         if self._remotes_wanted:
             self.remotes.watch()
         if not self._output.following:
@@ -229,11 +229,11 @@ class Programs:
 
     def fail(self, why: str) -> None:
         """Go on without the programs: no further record will come."""
-        if self._sightings.live:
+        if self._evidence.live:
             self._failure = why
             self._output.note(f"eBPF is not used any more: {why}")
             self._output.lose(LossCause.KERNEL_BUFFER, why)
-            self._sightings.stop()
+            self._evidence.stop()
             self._output.repair_wanted = True
 
     # -- records
@@ -244,16 +244,16 @@ class Programs:
         Raises:
             ProtocolError: It cannot be decoded.
         """
-        self._sightings.removed.behind = not self._output.following
+        self._evidence.removed.behind = not self._output.following
         self._ledger.receive(data)
         self._weigh()
 
     def records_read(self) -> None:
         """The ring is empty: all records were taken in."""
-        self._sightings.removed.behind = False
+        self._evidence.removed.behind = False
 
     def _weigh(self) -> None:
-        self._sightings.take(self._ledger.take_evidence())
+        self._evidence.take(self._ledger.take_evidence())
         drops = self._ledger.take_drops()
         if drops:
             self.maps.send(encode_request(Operation.DROP, drops))
@@ -269,13 +269,13 @@ class Programs:
 
     def begin_poll(self) -> None:
         """Ask whether anything moved or was lost, and now and then for everything."""
-        if not self._sightings.live:
+        if not self._evidence.live:
             return
         self.maps.ask(Operation.STATISTICS)
         # The first walk ends before the first dump: a second one names the owners that /proc does not show.
         unnamed = self._output.poll == 2 and self._owners.unresolved > 0
-        if self._output.now >= self._walk_due or self._sightings.missing or unnamed:
-            self._sightings.missing = False
+        if self._output.now >= self._walk_due or self._evidence.missing or unnamed:
+            self._evidence.missing = False
             self._walk_due = self._output.now + WALK_SECONDS
             self._lists = max(self._lists, 1)
             if self.attached.owners:
@@ -331,14 +331,14 @@ class Programs:
             self.remotes.take(answer)
         self._ledger.answer(answer)
         if answer.operation is Operation.OWNERS:
-            self._sightings.walks += answer.last and not answer.errno
+            self._evidence.walks += answer.last and not answer.errno
             self.walked(answer)
         self._weigh()
         if answer.operation is Operation.OWNERS:
             self._adopt(answer)
         if answer.operation is Operation.TAKE and answer.last and self._taken:
             for cookie in self._taken.popleft():
-                self._sightings.give_up(cookie)  # the map has no counts of it
+                self._evidence.give_up(cookie)  # the map has no counts of it
 
     def _judge_losses(self, statistics: Statistics) -> None:
         """Report what was lost, and have it repaired."""
@@ -361,7 +361,7 @@ class Programs:
             if isinstance(row, OwnerRow) and row.type != SocketType.STREAM and row.cookie not in counted
         ]
         if answer.last:
-            walked = [row for row in self._walked if row.net_cookie in self._sightings.books]
+            walked = [row for row in self._walked if row.net_cookie in self._evidence.books]
             self._walked = []
             if walked and tells(self.tier).udp_bytes:
                 now = round((self._output.now + self.attached.boot_offset) * _NANOSECONDS)

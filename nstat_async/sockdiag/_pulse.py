@@ -5,7 +5,7 @@ and tells *that* something is new. Only then the host dumps the sockets and sear
 both together, because a flow may live for milliseconds only, and reports what it found.
 
 A report may come after the removal of a socket in it. So a removed socket without a process waits a moment for a
-report (`Sightings.join`), and a socket that was removed is not taken in again.
+report (`ProgramEvidence.join`), and a socket that was removed is not taken in again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ._entry import Entry
 from ._messages import ATTRIBUTES_AT
 from ._output import Output
 from ._owners import OwnerSource
+from ._program_evidence import ProgramEvidence
 from ._refusals import refusal_text
 from ._rows import Pieces, RowFormats, is_remains
 from ._setup import PulsePurpose, PulseReport
-from ._sightings import Sightings
 from ._source import Source
 
 OWNERS_PATIENCE = 0.25
@@ -36,7 +36,7 @@ class PulseSource(Source):
         output: The time, and where events and commands go.
         book: Where sockets go.
         owners: The processes that are known.
-        sightings: Has the removed sockets that wait for a report.
+        evidence: Has the removed sockets that wait for a report.
         formats: How messages are cut.
         dumps: Has the requests by which this kernel dumps its sockets.
         pause: Seconds between two looks at the counters; `None`: no pulse.
@@ -48,7 +48,7 @@ class PulseSource(Source):
         output: Output,
         book: Book,
         owners: OwnerSource,
-        sightings: Sightings,
+        evidence: ProgramEvidence,
         formats: RowFormats,
         dumps: DumpSource,
         pause: float | None,
@@ -58,7 +58,7 @@ class PulseSource(Source):
         super().__init__(output, PulsePurpose(book.number))
         self._book = book
         self._owners = owners
-        self._sightings = sightings
+        self._evidence = evidence
         self._formats = formats
         self._dumps = dumps
         self._pause = pause
@@ -73,17 +73,17 @@ class PulseSource(Source):
         """Open the channel after the first poll, unless eBPF programs report new sockets."""
         if self._pause is None or self._asked or self.output.first_poll or self.output.following:
             return
-        if not self._sightings.live:
+        if not self._evidence.live:
             self._asked = True
             self.purpose = PulsePurpose(self._book.number, self._pause, *self._dumps.requests_for_new())
             self.open()
 
     def opened(self, receive_buffer: int | None) -> None:
         super().opened(receive_buffer)
-        self._sightings.pulsing = True
+        self._evidence.pulsing = True
 
     def failed(self, errno: int) -> None:
-        self.is_open = self._sightings.pulsing = False
+        self.is_open = self._evidence.pulsing = False
         self.output.note(f"nothing looks for short flows between polls: {refusal_text(errno)}")
 
     # -- reports
@@ -96,7 +96,7 @@ class PulseSource(Source):
             self.output.repair_wanted = True
         self._begun = True
         self.output.count("pulses")
-        self._sightings.pulsing = True
+        self._evidence.pulsing = True
         self._settle_ended(report, [self._take_in(protocol, message) for protocol, message in report.sockets])
         self._owners.learn(report.owners)
         self._book.announce_next(ANNOUNCED_AT_ONCE, searched=False)
@@ -108,9 +108,9 @@ class PulseSource(Source):
         if len(message) < ATTRIBUTES_AT:
             raise ProtocolError("a socket in a report of a pulse is too short", raw=message)
         pieces, form = self._formats.cut(message)
-        entry = self._sightings.known(self._book, pieces[2])
+        entry = self._evidence.known(self._book, pieces[2])
         if entry is None:
-            if not (self._sightings.is_past(pieces[2]) or is_remains(message)):
+            if not (self._evidence.is_past(pieces[2]) or is_remains(message)):
                 self._book.apply_row(None, protocol, pieces, message, form)
         elif entry.over:
             self._book.learn_cgroup_by_row(entry, message, form)
@@ -128,7 +128,7 @@ class PulseSource(Source):
             known = facts.get(pids.get(inode, 0))
             if known is not None:
                 entry.owner = self._owners.process(known, uid)
-                self._sightings.give_up(entry.cookie)
+                self._evidence.give_up(entry.cookie)
 
     def deadline(self) -> float | None:
         return self._until

@@ -18,11 +18,11 @@ from ._finals import has_remote_port, is_unused, last_words, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
+from ._program_evidence import ProgramEvidence
 from ._refusals import is_refusal, refusal_text
 from ._reports import is_multipath, socket_report
 from ._rows import RowFormats, info_of
 from ._setup import ChannelPurpose, Role
-from ._sightings import Sightings
 from ._source import Source
 
 _GROUPS = {
@@ -41,7 +41,7 @@ class RemovalSource(Source):
         output: Output,
         book: Book,
         endings: Endings,
-        sightings: Sightings,
+        evidence: ProgramEvidence,
         formats: RowFormats,
         protocols: Iterable[int],
     ) -> None:
@@ -54,7 +54,7 @@ class RemovalSource(Source):
         """True if the kernel refused to report destroyed sockets."""
         self._book = book
         self._endings = endings
-        self._sightings = sightings
+        self._evidence = evidence
         self._formats = formats
         self._protocols = wanted
         self._lossy = False
@@ -93,7 +93,7 @@ class RemovalSource(Source):
                 f"destroyed sockets are not reported, so flows between two polls are missed: {refusal_text(errno)}"
             )
             self.missing = True
-            self._sightings.removals_left(self._book, some=False)
+            self._evidence.removals_left(self._book, some=False)
             self.close()
             return
         self._lossy = self._congested = True
@@ -105,7 +105,7 @@ class RemovalSource(Source):
     def drained(self) -> None:
         """The queue is empty: a dump can repair a loss now, and ends know that the removal they wait for is not in it."""
         self._endings.waiting.behind = False
-        self._sightings.removals_left(self._book, some=False)
+        self._evidence.removals_left(self._book, some=False)
         self._endings.read_at = self.output.now
         if self._congested:
             self._congested = False
@@ -115,7 +115,7 @@ class RemovalSource(Source):
 
     def receive(self, data: bytes) -> None:
         self._endings.waiting.behind = not self.output.following
-        self._sightings.removals_left(self._book, some=not self.output.following)
+        self._evidence.removals_left(self._book, some=not self.output.following)
         if len(data) >= ATTRIBUTES_AT and HEADER.unpack_from(data)[0] == len(data):  # as the kernel sends them
             self._take_in(data)
             return
@@ -135,7 +135,7 @@ class RemovalSource(Source):
         info = info_of(message, form, pieces)
         entry = book.entries.get(pieces[2])
         known = entry is not None
-        if self._sightings.note_removal(pieces[2], known=known):
+        if self._evidence.note_removal(pieces[2], known=known):
             return
         if entry is None:
             if is_unused(message):
@@ -159,7 +159,7 @@ class RemovalSource(Source):
             self._settle(entry, message, info, came, None)
         else:
             self._endings.other_came(entry)
-            self._sightings.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
+            self._evidence.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
 
     def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], came: float, ended: Ended | None) -> None:
         """End a flow; with an eBPF record of the end nothing is open."""
@@ -168,7 +168,7 @@ class RemovalSource(Source):
         cleared = words is not None and words.cleared and not has_remote_port(message)
         if record is not None and (words is None or cleared):
             outcome = None if entry.protocol != IPPROTO_TCP else self._outcome_of_cleared(entry, message, record)
-            self._sightings.finish(self._book, entry, record, (message, *info), outcome)
+            self._evidence.finish(self._book, entry, record, (message, *info), outcome)
         elif words is None or entry.state == SocketState.LISTEN:
             self._finish(entry, message, info, None)
         elif cleared and was_disconnected(message, *info):

@@ -25,12 +25,13 @@ from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._flows import flows_of
-from ._glimpses import Glimpses
 from ._namespace import Namespace
 from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
 from ._polls import Polls
+from ._program_evidence import ProgramEvidence
+from ._program_namespaces import ProgramNamespaces
 from ._programs import Programs
 from ._setup import (
     UNNAMED,
@@ -50,7 +51,6 @@ from ._setup import (
     TrafficAnswer,
     place_of_channel,
 )
-from ._sightings import Sightings
 from ._source import Source
 
 MAX_NAMESPACES = 256
@@ -123,24 +123,24 @@ class Session:
         self._numbered = 0
         self._rows = 0
         """How many sockets the dumps of namespaces that are gone have reported."""
-        self._sightings = Sightings(self._output, self._owners, self._cgroups, self._protocols)
-        self._glimpses = Glimpses(self._glimpse_namespace, self._drop_namespace, self._sightings)
+        self._evidence = ProgramEvidence(self._output, self._owners, self._cgroups, self._protocols)
+        self._program_namespaces = ProgramNamespaces(self._program_namespace, self._drop_namespace, self._evidence)
         self._spaces = NamespaceSource(
             self._output,
             self._found_namespace,
             self._drop_namespace,
             self._place_namespaces,
-            self._glimpses,
+            self._program_namespaces,
             asks=setup.all_namespaces,
             closed=setup.closed,
         )
         remotes = Provider.UDP_SUBFLOW in self._options.providers and IPPROTO_UDP in self._protocols
-        self._programs = Programs(self._output, self._books, self._owners, self._sightings, ebpf, remotes=remotes)
+        self._programs = Programs(self._output, self._books, self._owners, self._evidence, ebpf, remotes=remotes)
         self._sources: dict[int, Source] = {}
         """All sources of evidence, by channel."""
         self._add_sources(self._programs.sources)
-        self._sightings.strange = self._spaces.meet
-        self._programs.walked = self._glimpses.walked
+        self._evidence.strange = self._spaces.meet
+        self._programs.walked = self._program_namespaces.walked
         for namespace in namespaces:
             self._books.append(self._add_namespace(namespace).book)
         searches = (self._owners, self._cgroups)
@@ -180,7 +180,7 @@ class Session:
         self._asking = [source for source in sources if type(source).flush is not Source.flush]
         self._timed = [source for source in sources if type(source).deadline is not Source.deadline]
 
-    def _glimpse_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
+    def _program_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
         """Make a namespace that is watched from outside."""
         return self._make_namespace(number, identity, entered=False)
 
@@ -199,7 +199,7 @@ class Session:
             identity,
             self._owners,
             self._cgroups,
-            self._sightings,
+            self._evidence,
             self._protocols,
             self._options,
             vital=vital,
@@ -223,7 +223,7 @@ class Session:
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
         if found.cookie is not None:
-            self._sightings.know(found.cookie, namespace.book)
+            self._evidence.know(found.cookie, namespace.book)
         if not self._output.following and self._programs.settled:
             namespace.open()
 
@@ -244,7 +244,7 @@ class Session:
         for source in (*namespace.sources, namespace.pulse):
             self._sources.pop(source.channel, None)
         self._sort_sources()
-        books = self._sightings.books
+        books = self._evidence.books
         for cookie in [cookie for cookie, book in books.items() if book is namespace.book]:
             del books[cookie]
         namespace.end()
@@ -326,7 +326,7 @@ class Session:
         hidden = self._hidden()
         if hidden is not None:
             yield hidden
-        elif self._sightings.walks and self._owners.unresolved:  # programs name everybody's processes, but found none
+        elif self._evidence.walks and self._owners.unresolved:  # programs name everybody's processes, but found none
             yield f"sockets whose process cannot be found: {self._owners.unresolved} (the kernel's own, those of io_uring, or on their way between processes)"
         programs = self._programs
         abilities = tells(programs.tier)
@@ -336,7 +336,7 @@ class Session:
             else:
                 yield "the kernel keeps no byte counters of UDP sockets"
         if not (abilities.tcp_process and abilities.tcp_accepted_process and programs.attached.processes_trusted):
-            beat = self._sightings.pulsing and self._options.pulse
+            beat = self._evidence.pulsing and self._options.pulse
             between = f"within {beat * 1000:g} ms" if beat else "between two polls"
             yield f"a flow that began and ended {between} has no process"
         yield from self._unentered()
@@ -517,7 +517,7 @@ class Session:
     def finish(self, now: float) -> None:
         """Following: the recording has ended, so nothing that is still expected will come."""
         self._turn(now)
-        self._sightings.give_up_all()
+        self._evidence.give_up_all()
         self._polls.finish()
 
     # -- the contract: output
@@ -540,7 +540,7 @@ class Session:
         if self._output.busy:
             return self._output.now
         earliest = self._polls.deadline()
-        waiting: tuple[Sightings | Source, ...] = (self._sightings, *self._timed)
+        waiting: tuple[ProgramEvidence | Source, ...] = (self._evidence, *self._timed)
         for each in waiting:
             due = each.deadline()
             if due is not None and (earliest is None or due < earliest):
@@ -551,7 +551,7 @@ class Session:
         """Do what is due: the deadline has come or passed."""
         self._output.now = now
         self._output.work()
-        self._sightings.expire()  # another end may wait for one that waited there
+        self._evidence.expire()  # another end may wait for one that waited there
         for source in self._timed:
             due = source.deadline()
             if due is not None and due <= now:

@@ -26,9 +26,9 @@ from ._constants import (
 )
 from ._entry import BY_INODE, Entry
 from ._output import Output
+from ._program_evidence import ProgramEvidence
 from ._rows import RowFormats, encode_row
 from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
-from ._sightings import Sightings
 
 WALKS = 2
 """Walks over all descriptors without a socket, after which it gets an entry without its cookie."""
@@ -56,13 +56,13 @@ class TableSource:
     Args:
         output: Where requests go.
         book: Where sockets go.
-        sightings: What eBPF programs know of these sockets.
+        evidence: What eBPF programs know of these sockets.
         formats: How rows are cut.
         protocols: The protocols of the wanted sockets.
     """
 
     def __init__(
-        self, output: Output, book: Book, sightings: Sightings, formats: RowFormats, protocols: frozenset[int]
+        self, output: Output, book: Book, evidence: ProgramEvidence, formats: RowFormats, protocols: frozenset[int]
     ) -> None:
         self.done = True
         """True when the tables of this poll came, or will not come."""
@@ -72,7 +72,7 @@ class TableSource:
         """Number of the cgroup that all visible processes of the namespace are in; 0 if there are several, or it is unknown."""
         self._output = output
         self._book = book
-        self._sightings = sightings
+        self._evidence = evidence
         self._formats = formats
         self._names = tuple(name for name, (_, protocol) in TABLES.items() if protocol in protocols - _DUMPED)
         self._answer: SocketTablesAnswer | None = None
@@ -117,9 +117,9 @@ class TableSource:
         missing, self._missing = self._missing, {}
         for row in answer.rows:
             if row.table in self._names:
-                since = missing.get(row.inode, self._sightings.walks)
+                since = missing.get(row.inode, self._evidence.walks)
                 self._take_row(row, known.get(row.inode & MASK), since)
-        self._sightings.missing = self._sightings.missing or bool(self._missing)
+        self._evidence.missing = self._evidence.missing or bool(self._missing)
         there = self._there(answer.missing)
         if not answer.cut:
             self._judge_absences(there)
@@ -134,7 +134,7 @@ class TableSource:
     def _take_row(self, row: TableRow, entry: Entry | None, since: int) -> None:
         if not row.inode:
             return
-        if entry is None and self._sightings.walked and self._sightings.walks - since < WALKS:
+        if entry is None and self._evidence.walked and self._evidence.walks - since < WALKS:
             self._missing[row.inode] = since
             return
         message = message_of(row, BY_INODE | (row.inode & MASK) if entry is None else entry.cookie)
@@ -152,16 +152,16 @@ class TableSource:
 
     def _end(self, entry: Entry) -> None:
         """End a flow. Without eBPF programs nothing else reports the end of these sockets, and never that of a packet socket."""
-        book, sightings = self._book, self._sightings
+        book, evidence = self._book, self._evidence
         book.drop(entry)
 
         def settle(ended: Ended | None) -> None:
             if ended is None or entry.report is None:
                 book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
             else:
-                sightings.finish(book, entry, ended, entry.report.raw)
+                evidence.finish(book, entry, ended, entry.report.raw)
 
-        sightings.join(book, entry, settle)
+        evidence.join(book, entry, settle)
 
     def _refuse(self, names: tuple[str, ...]) -> None:
         """Report once which kinds of sockets this kernel has no table of."""

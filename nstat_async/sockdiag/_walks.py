@@ -23,10 +23,10 @@ from ._constants import AF_INET, IPPROTO_TCP
 from ._dumps import DumpSource
 from ._lookups import NO_ANSWER, LookupSource, exact_request
 from ._output import Output
+from ._program_evidence import ProgramEvidence
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
 from ._setup import ChangedAnswer, ChangedRequest
-from ._sightings import Sightings
 
 LEAST = 5_000
 """Least number of sockets for a walk: with fewer, a dump is less work."""
@@ -50,7 +50,7 @@ class Walks:
         dumps: The dumps that walks replace.
         lookups: Looks up the sockets with traffic.
         removals: Says whether removals were lost.
-        sightings: Says whether records come.
+        evidence: Says whether records come.
         formats: How rows are cut.
         allowed: False if every poll is to dump everything.
     """
@@ -62,7 +62,7 @@ class Walks:
         dumps: DumpSource,
         lookups: LookupSource,
         removals: RemovalSource,
-        sightings: Sightings,
+        evidence: ProgramEvidence,
         formats: RowFormats,
         *,
         allowed: bool,
@@ -72,7 +72,7 @@ class Walks:
         self._dumps = dumps
         self._lookups = lookups
         self._removals = removals
-        self._sightings = sightings
+        self._evidence = evidence
         self._formats = formats
         self._allowed = allowed
         self._waiting = False
@@ -97,8 +97,8 @@ class Walks:
 
     @property
     def _suits(self) -> bool:
-        sightings = self._sightings
-        known = self._allowed and sightings.live and sightings.changes and self._removals.reliable
+        evidence = self._evidence
+        known = self._allowed and evidence.live and evidence.changes and self._removals.reliable
         return known and len(self._book.entries) >= LEAST and not self._output.following
 
     def begin_poll(self) -> bool:
@@ -169,7 +169,7 @@ class Walks:
         except ProtocolError as error:
             self._output.reject(error.reason)
             return []
-        return [] if rows[0].cookie or self._sightings.books.get(rows[0].net_cookie) is not self._book else rows
+        return [] if rows[0].cookie or self._evidence.books.get(rows[0].net_cookie) is not self._book else rows
 
     def _answered(self, found: bytes | None) -> None:
         self._asking -= 1

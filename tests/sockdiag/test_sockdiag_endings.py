@@ -11,7 +11,7 @@ from nstat_async._events import FlowRemoved
 from nstat_async._model import Outcome
 from nstat_async.sockdiag import AddressMessage, SocketState, TcpInfo
 from nstat_async.sockdiag._endings import PEER_PATIENCE
-from nstat_async.sockdiag._sightings import PULSE_PATIENCE
+from nstat_async.sockdiag._program_evidence import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 OWN, OTHER = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])

@@ -278,10 +278,10 @@ def test_without_all_nobody_looks():
 def test_records_of_a_namespace_that_came_are_known_by_its_cookie(kernel):
     kernel.came_and_went = [NamespacesAnswer((BLUE,)), NamespacesAnswer(), NamespacesAnswer(gone=(1,))]
     kernel.start()
-    assert kernel.session._sightings.books[77].number == 1
+    assert kernel.session._evidence.books[77].number == 1
     kernel.wait(1.0)
     kernel.wait(1.0)
-    assert 77 not in kernel.session._sightings.books
+    assert 77 not in kernel.session._evidence.books
 
 
 def test_a_record_of_an_unknown_namespace_has_looks_at_once_until_two_rounds_have_not_found_it(kernel):
@@ -289,11 +289,11 @@ def test_a_record_of_an_unknown_namespace_has_looks_at_once_until_two_rounds_hav
     looks = len(kernel.namespace_requests)
     kernel.came_and_went = [NamespacesAnswer(), *[NamespacesAnswer(whole=True)] * 2]
     for _ in range(3):
-        assert kernel.session._sightings.strange(99, 0)
+        assert kernel.session._evidence.strange(99, 0)
     kernel.run()
     assert len(kernel.namespace_requests) == looks + 3
-    kernel.session._sightings.strange(100, 0)
-    kernel.session._sightings.strange(101, 0)  # while the look is under way
+    kernel.session._evidence.strange(100, 0)
+    kernel.session._evidence.strange(101, 0)  # while the look is under way
     kernel.run()
     assert len(kernel.namespace_requests) <= looks + 3 + MOST_LOOKS + 1
 
@@ -302,7 +302,7 @@ def test_a_namespace_that_a_record_named_and_a_look_found_is_not_looked_for_agai
     kernel.start()
     looks = len(kernel.namespace_requests)
     kernel.came_and_went = [NamespacesAnswer((BLUE,), whole=True)]
-    kernel.session._sightings.strange(77, 11)
+    kernel.session._evidence.strange(77, 11)
     kernel.run()
     assert len(kernel.namespace_requests) == looks + 1
 
@@ -315,9 +315,9 @@ def test_of_namespaces_that_records_named_the_last_are_remembered_with_the_inode
     kernel.start()
     kernel.came_and_went = [NamespacesAnswer(names=((5, "red"), (6, "green"), (7, "white")))]
     for record in ((95, 5), (96, 6), (97, 0), (97, 7), (96, 0)):
-        kernel.session._sightings.strange(*record)
+        kernel.session._evidence.strange(*record)
     kernel.run()
-    assert {95, 96, 97} & kernel.session._sightings.books.keys() == {96, 97}
+    assert {95, 96, 97} & kernel.session._evidence.books.keys() == {96, 97}
 
 
 def test_a_monitor_takes_namespaces_with_the_name_of_a_backend():

@@ -29,8 +29,8 @@ from nstat_async._options import Ebpf
 from nstat_async.ebpf import Flag, Kind, Operation, Tier
 from nstat_async.sockdiag import CgroupFacts, DiagAttribute, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._program_evidence import REMOVAL_PATIENCE
 from nstat_async.sockdiag._programs import WALK_SECONDS
-from nstat_async.sockdiag._sightings import REMOVAL_PATIENCE
 
 
 def test_a_connection_is_announced_without_a_poll():

@@ -13,10 +13,10 @@ from sockdiag_fakes import flow_events, kinds
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, RemovalReason, TcpState
 from nstat_async._model import Direction
 from nstat_async.ebpf import Kind
-from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace, _glimpses
+from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace, _program_namespaces
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
-from nstat_async.sockdiag._sightings import HELD_SECONDS, MOST_HELD
+from nstat_async.sockdiag._program_evidence import HELD_SECONDS, MOST_HELD
 
 BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 99)
 
@@ -62,7 +62,7 @@ def test_what_is_old_or_of_another_namespace_is_not_taken():
     kernel.feed(encode(attrs_of(record(Kind.OPENED, 10, pid=6, remote_port=80 << 8))._replace(net_cookie=98)), RING)
     kernel.run()
     assert not flow_events(kernel.events)
-    assert BLUE.cookie in kernel.session._sightings.books
+    assert BLUE.cookie in kernel.session._evidence.books
 
 
 def strange(kernel: Programs, *answers: NamespacesAnswer) -> None:
@@ -138,7 +138,7 @@ def test_a_namespace_that_is_found_after_all_is_entered_and_its_flows_begin_anew
     removed = flow_events(kernel.events)[-1]
     assert isinstance(removed, FlowRemoved)
     assert (removed.reason, removed.final) == (RemovalReason.GONE, False)
-    assert kernel.session._sightings.books[BLUE.cookie].dumped
+    assert kernel.session._evidence.books[BLUE.cookie].dumped
 
 
 def test_an_end_that_waits_while_its_namespace_is_let_go_is_reported_once_and_exactly():
@@ -167,7 +167,7 @@ def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
 
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty(monkeypatch):
     """Then there is room for others."""
-    monkeypatch.setattr(_glimpses, "MOST", most := 3)
+    monkeypatch.setattr(_program_namespaces, "MOST", most := 3)
     kernel = started(everywhere=True)
     for cookie in range(most + 2):
         strange(kernel)
@@ -207,10 +207,10 @@ def test_what_is_held_of_unknown_namespaces_is_bounded():
     kernel = started(everywhere=True)
     for cookie in range(MOST_HELD):
         record_of_blue(kernel, *beginning(cookie + 1))
-    assert len(kernel.session._sightings._held) == MOST_HELD
+    assert len(kernel.session._evidence._held) == MOST_HELD
 
 
 def test_nothing_is_held_where_other_namespaces_are_not_wanted():
     kernel = started()
     record_of_blue(kernel, *beginning())
-    assert not kernel.session._sightings._held
+    assert not kernel.session._evidence._held

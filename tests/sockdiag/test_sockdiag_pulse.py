@@ -13,8 +13,8 @@ from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, LossCause
 from nstat_async._options import MonitorOptions
 from nstat_async.sockdiag import PulsePurpose, PulseReport, Session, TcpInfo, iterate_messages
 from nstat_async.sockdiag._messages import DiagRequest
+from nstat_async.sockdiag._program_evidence import PULSE_PATIENCE
 from nstat_async.sockdiag._pulse import OWNERS_PATIENCE
-from nstat_async.sockdiag._sightings import PULSE_PATIENCE
 
 
 def started(**options) -> FakeKernel:

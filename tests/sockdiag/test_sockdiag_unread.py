@@ -14,7 +14,7 @@ from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket
 
 from nstat_async import Flow, FlowAdded
 from nstat_async.json import dumps
-from nstat_async.sockdiag import ProcessFacts, _rows, _scan, _sight
+from nstat_async.sockdiag import ProcessFacts, _first_rows, _rows, _scan
 from nstat_async.sockdiag._messages import AddressMessage
 from nstat_async.sockdiag._unread import read
 
@@ -174,6 +174,6 @@ def test_a_snapshot_is_the_picture_of_the_first_poll_with_the_c_code_and_without
     assert picture(kernel) == told
     assert len(added) == len(told)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_rows, _scan, _sight):
+        for module in (_rows, _scan, _first_rows):
             patch.setattr(module, "speedups", None)
         assert picture(first_poll(*sockets, extras=extras)) == told

@@ -13,7 +13,7 @@ from nstat_async._model import Direction, Outcome
 from nstat_async.ebpf import Flag, Kind, SocketType, Tier
 from nstat_async.sockdiag import CgroupFacts
 from nstat_async.sockdiag._constants import SocketState
-from nstat_async.sockdiag._sightings import ANNOUNCING_PATIENCE, RECORD_PATIENCE, REMOVAL_PATIENCE
+from nstat_async.sockdiag._program_evidence import ANNOUNCING_PATIENCE, RECORD_PATIENCE, REMOVAL_PATIENCE
 
 V6 = bytes.fromhex("20010db8") + bytes(11)
 MADE = {"pid": 6, "flags": Flag.HAS_PROCESS | Flag.BY_CREATOR}

@@ -1,4 +1,4 @@
-"""Network namespaces that are watched from outside: only eBPF programs tell about them.
+"""The network namespaces that only eBPF programs report, because they are not entered.
 
 Some may not be entered, some are held by a descriptor alone and are not found, some are gone before anyone could look.
 Records and the walk over all descriptors name the namespace of each socket, which gets a book without dumps. Such a book
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from ..ebpf import Answer
 from ._book import Book
 from ._namespace import Namespace
+from ._program_evidence import ProgramEvidence
 from ._setup import NetworkNamespace
-from ._sightings import Sightings
 
 MOST = 256
 """Most namespaces that are watched from outside."""
@@ -24,24 +24,24 @@ ABSENCES = 2
 """Walks in a row that do not have a socket, after which it is taken for gone."""
 
 
-class Glimpses:
-    """The namespaces that are watched from outside, by their cookie.
+class ProgramNamespaces:
+    """Watches the namespaces that only eBPF programs report, by their cookie.
 
     Args:
         add: Makes the namespace with a number and an identity.
         drop: Stops watching the namespace with a number.
-        sightings: Takes in the evidence.
+        evidence: Weighs the evidence of the programs into the books.
     """
 
     def __init__(
         self,
         add: Callable[[int, NetworkNamespace], Namespace],
         drop: Callable[[int], None],
-        sightings: Sightings,
+        evidence: ProgramEvidence,
     ) -> None:
         self._add = add
         self._drop = drop
-        self._sightings = sightings
+        self._evidence = evidence
         self._known: dict[int, Namespace] = {}
         self._empty: set[int] = set()
         """Cookies of namespaces that had no socket at the last poll."""
@@ -55,7 +55,7 @@ class Glimpses:
             return False
         namespace = self._known[cookie] = self._add(self._next, NetworkNamespace(label))
         self._next += 1
-        self._sightings.know(cookie, namespace.book)
+        self._evidence.know(cookie, namespace.book)
         return True
 
     def entered(self, cookie: int) -> None:
@@ -83,6 +83,6 @@ class Glimpses:
     def _judge(self, book: Book, held: set[int]) -> None:
         for entry in list(book.entries.values()):
             entry.absences = 0 if entry.cookie in held else entry.absences + 1
-            if entry.absences >= ABSENCES and not self._sightings.end_recorded(entry.cookie):
-                self._sightings.gone(entry.cookie)
-                self._sightings.end_unseen(book, entry)
+            if entry.absences >= ABSENCES and not self._evidence.end_recorded(entry.cookie):
+                self._evidence.gone(entry.cookie)
+                self._evidence.end_unseen(book, entry)

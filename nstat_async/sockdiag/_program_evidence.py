@@ -1,4 +1,4 @@
-"""What eBPF programs saw, weighed into the books: beginnings, users, counts and ends of sockets.
+"""Weighs the evidence of eBPF programs into the books: beginnings, users, counts and ends of sockets.
 
 Two sources see the end of a socket. A record of the programs knows whether a FIN is among the received bytes; the
 removal of sock_diag has all of ``tcp_info``. Whichever comes first waits a moment for the other, so that the flow ends
@@ -118,7 +118,7 @@ class _Half:
         self.connection = self.entry.connection
 
 
-class Sightings:
+class ProgramEvidence:
     """Takes in the evidence of eBPF programs; without programs nothing waits here.
 
     Args:

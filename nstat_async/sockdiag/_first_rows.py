@@ -22,10 +22,10 @@ _TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
 _DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
 _SEQUENCE = Weight.SEQUENCE
 
-FirstSight = Callable[..., Entry]
+MakeEntry = Callable[..., Entry]
 
 
-def _first_sight(
+def _make_entry(
     keeper: Callable[[], Keeper | None],
     protocol: int,
     pieces: Pieces,
@@ -61,11 +61,11 @@ def _first_sight(
     return entry
 
 
-def first_sight() -> FirstSight:
+def entry_maker() -> MakeEntry:
     """The function that makes entries of first rows, in C if that is used."""
     if speedups is None:
-        return _first_sight
-    take: FirstSight = _compiled().take
+        return _make_entry
+    take: MakeEntry = _compiled().take
     return take
 
 
@@ -84,7 +84,7 @@ def first_rows() -> Callable[..., None] | None:
 @functools.cache
 def _compiled() -> Any:
     defaults = {field.name: field.default for field in attrs.fields(Entry)}
-    return speedups.Sight(
+    return speedups.EntryMaker(
         (Entry, SocketReport, RowFormat),
         tuple(defaults),
         tuple(defaults.values()),
@@ -93,5 +93,5 @@ def _compiled() -> Any:
             for states in (FIN_RECEIVED, BEFORE_FIN, AFTER_FIN, _TOLD_BY_STATE, REMAINS)
         ),
         (_DIRECTIONS[ACCEPTED], _DIRECTIONS[OPENED], _SEQUENCE),
-        _first_sight,
+        _make_entry,
     )
