@@ -11,27 +11,20 @@ descriptor still this socket, does the process still run the same program?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
-from itertools import chain, islice, repeat
+from collections.abc import Iterator, KeysView, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
-
-import attrs
 
 from .._contract import LookupFailed
 from .._model import Attribution, Process
 from ._constants import IPPROTO_UDP, SocketState
 from ._entry import NOBODY, Entry, Others
 from ._output import Output
-from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessesRequest, ProcessFacts
+from ._processes import Processes
+from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest
 
-RECENT_PIDS = 64
-"""Owners of the sockets found last: a search looks at them early."""
 MAX_PAUSE = 64
 """Most polls between two searches for an inode that is never found."""
-MAX_PROCESSES = 100_000
-"""Most processes that are remembered."""
-MAX_USERS = 10_000
-"""Most users whose names are remembered."""
 SOCKETS_A_SECOND = 512
 """Sockets that are checked per second: about 5 µs each."""
 LOOKED_AT = 1024
@@ -56,17 +49,17 @@ LEARNED_IN_A_STEP = 4
 
 
 class OwnerSource:
-    """Searches for the owners of sockets, and knows the processes found so far.
+    """Searches for the owners of sockets.
 
     Several sockets may have the same inode (subflows of MPTCP have that of their connection), and so the same owner.
 
     Args:
         output: Where requests go.
-        entries: All sockets.
+        processes: The known processes, to which it adds.
         sees_all: No process is hidden from a search.
     """
 
-    def __init__(self, output: Output, entries: Callable[[], Iterable[Entry]], *, sees_all: bool = False) -> None:
+    def __init__(self, output: Output, processes: Processes, *, sees_all: bool = False) -> None:
         self.searching = False
         """A search is under way."""
         self.failure: str | None = None
@@ -81,14 +74,11 @@ class OwnerSource:
         """The number of rounds after which it is known of each listener whether it has one holder."""
         self._shared: Mapping[int, Others] = {}
         """Inodes that several processes hold, with all holders but the oldest."""
-        self._users: dict[int, str | None] = {}
-        """Names of users; `None` while they are looked up, and for users without a name."""
-        self._unnamed: list[int] = []
-        """Users whose names the next request asks for."""
         self._users_asked = False
         """True while the present search asks for names of users."""
+        self.processes = processes
+        """The processes found so far."""
         self._output = output
-        self._entries = entries
         self._sees_all = sees_all
         self._held: dict[int, Entry] = {}
         """A socket of each inode."""
@@ -107,14 +97,6 @@ class OwnerSource:
         """Inodes that were not found, by the poll that searches again."""
         self._again = False
         """Another search is to follow the present one."""
-        self._processes: dict[tuple[int, int | None, int], Process] = {}
-        """By pid, start and the user of the socket; those that were checked longest ago come first."""
-        self._recent: dict[int, None] = {}
-        """Pids of the owners found last."""
-        self._nameless: dict[tuple[int, int | None], dict[Entry, None]] = {}
-        """Processes that are known by a record, which has no path, with their sockets."""
-        self._naming: dict[tuple[int, int | None], dict[Entry, None]] = {}
-        """Those of them that the present request asks for."""
         self._turn: list[Entry] = []
         """Sockets that are still to be checked in this turn through all of them."""
         self._checking: list[Entry] = []
@@ -141,13 +123,12 @@ class OwnerSource:
     @property
     def naming(self) -> bool:
         """True while names are looked up: of users, or of processes that are known by a record."""
-        return bool(self._naming or self._nameless or self._users_asked)
+        return self._users_asked or self.processes.naming
 
     def want(self, entry: Entry) -> None:
         """Have the owner of this socket searched for."""
         uid, inode = entry.user
-        if uid not in self._users:
-            self._ask_name(uid)
+        self.processes.want_name(uid)
         if not inode:
             return
         first = self._held.setdefault(inode, entry)
@@ -168,7 +149,7 @@ class OwnerSource:
                 self.want(entry)
             return
         for uid in dict.fromkeys(numbers[::2]):
-            self._ask_name(uid)
+            self.processes.want_name(uid)
         since = self._round
         for entry in entries:
             entry.round = since
@@ -239,26 +220,20 @@ class OwnerSource:
         for number in [number for number in self._parked if number <= poll]:
             self._due.update(self._parked.pop(number) & self._tries.keys())
         pause = min(1.0, max(0.0, self._output.now - self._checked_at))  # a recorded clock may go back
-        if pause < CHECK_PAUSE and not self._due and not self._unnamed:
+        if pause < CHECK_PAUSE and not self._due and not self.processes.unnamed:
             return
         self._checked_at = self._output.now
-        verify = self._next_processes(int(PROCESSES_A_SECOND * pause) + 1)
+        verify = self.processes.next_to_check(int(PROCESSES_A_SECOND * pause) + 1)
         held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
         if self._due or verify or held:
             self._searched, self._due = self._due, set()
-            users, self._unnamed = tuple(self._unnamed), []
+            users = self.processes.take_unnamed()
             self._users_asked = bool(users)
-            self._ask(OwnersRequest(frozenset(self._searched), self._recently(), None, verify, held, users))
-
-    def _next_processes(self, number: int) -> tuple[tuple[int, int | None], ...]:
-        keys = list(islice(self._processes, number))
-        for key in keys:
-            self._processes[key] = self._processes.pop(key)
-        return tuple(dict.fromkeys((pid, start) for pid, start, _ in keys))
+            self._ask(OwnersRequest(frozenset(self._searched), self.processes.recent, None, verify, held, users))
 
     def _next_sockets(self, number: int) -> tuple[tuple[int, int, int], ...]:
         """Inode, thread and descriptor of the next sockets whose owner is known."""
-        if not self._processes:
+        if not self.processes.known:
             return ()
         if not self._turn:
             self._turn = list(self._held.values())
@@ -279,16 +254,13 @@ class OwnerSource:
                 held.append((inode, thread or process.pid, descriptor))
         return tuple(held)
 
-    def _recently(self) -> tuple[int, ...]:
-        return tuple(reversed(self._recent))
-
     def _go_on(self, below: int) -> None:
         """Ask for the next part of a search, with the new sockets, which are searched for once more after it."""
         added: set[int] = set()
         if self._again:
             added, self._due, self._again = self._due, set(), False
             self._added.update(added)
-        self._ask(OwnersRequest(frozenset(added), self._recently() if added else (), below))
+        self._ask(OwnersRequest(frozenset(added), self.processes.recent if added else (), below))
 
     def _ask(self, request: OwnersRequest) -> None:
         self.searching, self._counting = True, request.count
@@ -341,7 +313,7 @@ class OwnerSource:
             pass
 
     def _learn(self, answer: OwnersAnswer) -> Iterator[None]:
-        self._learn_names(answer.users)
+        self.processes.learn_names(answer.users)
         facts = {process.pid: process for process in answer.processes}
         owners: dict[tuple[int, bytes], Process] = {}
         held, sharing, steps = self._held, self._sharing, 0
@@ -363,7 +335,7 @@ class OwnerSource:
                 key = pid, entry.last[3][:4]
                 if key != known:
                     known = key
-                    owner = owners.get(key) or owners.setdefault(key, self.process(facts[pid], entry.user[0]))
+                    owner = owners.get(key) or owners.setdefault(key, self.processes.of(facts[pid], entry.user[0]))
                 steps += 1 if entry.flow is None else LEARNED_IN_A_STEP
                 entry.book.learn_owner(entry, owner, place)
                 if entry.state == _LISTEN:
@@ -371,7 +343,7 @@ class OwnerSource:
         for _, pid in answer.owners:
             facts.pop(pid, None)
         if facts:
-            self._renew({(each.pid, each.start_ticks): each for each in facts.values()})
+            self.processes.renew({(each.pid, each.start_ticks): each for each in facts.values()})
 
     def _learn_others(self, answer: OwnersAnswer) -> Iterator[None]:
         """Take in the result of a round: of several holders the oldest is the owner."""
@@ -397,7 +369,7 @@ class OwnerSource:
                 if entry.round == BEFORE_ALL:
                     entry.round = BEFORE_ALL - 1
                 if inode in shared:
-                    owner = self.process(facts[holders[inode][0]], entry.user[0])
+                    owner = self.processes.of(facts[holders[inode][0]], entry.user[0])
                     entry.book.learn_others(entry, owner, shared[inode])
                 elif entry.process is not None:
                     entry.book.learn_others(entry, entry.process, NOBODY)
@@ -406,89 +378,13 @@ class OwnerSource:
         """True for a socket that became known since the last but one round, and was not told of other holders since."""
         return entry.round in {BEFORE_ALL, self.rounds - 1}
 
-    def _ask_name(self, uid: int) -> None:
-        if uid not in self._users and len(self._users) < MAX_USERS:
-            self._users[uid] = None
-            self._unnamed.append(uid)
-
-    def _learn_names(self, users: tuple[tuple[int, str], ...]) -> None:
-        """Take in names of users, also for the processes that are known already."""
-        room = MAX_USERS - len(self._users)
-        new = {uid: name for uid, name in users if self._users.get(uid) != name and (uid in self._users or room > 0)}
-        self._users.update(new)
-        self._replace({
-            key: attrs.evolve(process, user=new[key[2]]) for key, process in self._processes.items() if key[2] in new
-        })  # fmt: skip
-
-    def process(self, facts: ProcessFacts, uid: int) -> Process:
-        """The process of these facts, as the owner of a socket that this user made."""
-        key = (facts.pid, facts.start_ticks, uid)
-        process = self._processes.get(key)
-        if process is None:
-            process = self._processes[key] = self._process(facts, uid)
-            if len(self._processes) > MAX_PROCESSES:
-                del self._processes[next(iter(self._processes))]
-        elif self._process(facts, uid) != process:
-            self._renew({key[:2]: facts})
-            process = self._processes[key]
-        self._recent.pop(facts.pid, None)
-        self._recent[facts.pid] = None
-        if len(self._recent) > RECENT_PIDS:
-            del self._recent[next(iter(self._recent))]
-        return process
-
-    def _renew(self, changed: Mapping[tuple[int, int | None], ProcessFacts]) -> None:
-        """Processes run another program now: replace them, for all their sockets."""
-        self._replace({
-            key: self._process(changed[key[:2]], key[2]) for key in self._processes if key[:2] in changed
-        })  # fmt: skip
-
-    def _replace(self, changed: Mapping[tuple[int, int | None, int], Process]) -> None:
-        """Replace processes by what is known of them now, for all their sockets."""
-        # By identity: hashing processes would take longer than everything else here.
-        renewed: dict[int, tuple[Process, Process]] = {}
-        for key, new in changed.items():
-            old = self._processes[key]
-            if new != old:
-                self._processes[key] = new
-                renewed[id(old)] = (old, new)
-        if renewed:
-            self._output.do(self._pass_on(renewed))
-
-    def _pass_on(self, renewed: Mapping[int, tuple[Process, Process]]) -> Iterator[None]:
-        for entry in [entry for entry in self._entries() if id(entry.owner) in renewed]:
-            yield
-            if id(entry.owner) in renewed:  # it has had no other owner meanwhile
-                entry.book.learn_owner(entry, renewed[id(entry.owner)][1], entry.place)
-
-    def _process(self, facts: ProcessFacts, uid: int) -> Process:
-        """The process of these facts; a path that cannot be read now stays as it was known."""
-        name, path = facts.name, facts.path
-        known = self._processes.get((facts.pid, facts.start_ticks, uid)) if path is None else None
-        if known is not None and known.title == facts.title:
-            name, path = known.name, known.path
-        return Process(
-            facts.pid,
-            name,
-            facts.start_ticks,
-            uid=uid,
-            path=path,
-            title=facts.title,
-            user=self._users.get(uid),
-            parent_pid=facts.parent_pid,
-            started_ns=facts.started_ns,
-            command_line=facts.command_line,
-            attribution=Attribution.OBSERVED,
-        )
-
     def _seek_again(self, answer: OwnersAnswer) -> Iterator[None]:
         """Search again for the owners of sockets whose process ended, or does not have the descriptor any more."""
         dead, lost, met = set(answer.gone), set(answer.lost), dict(answer.met)
         for entry in self._checking if met else ():
             entry.place = met.get(entry.user[1], entry.place)
-        # By identity, as in `_replace`.
-        ended = [self._processes.pop(key) for key in list(self._processes) if key[:2] in dead] if dead else []
-        owners = {id(process) for process in ended}
+        ended = self.processes.end(dead) if dead else []
+        owners = {id(process) for process in ended}  # by identity, as in `Processes`
         suspects = [entry for entry in self._held.values() if id(entry.owner) in owners] if owners else []
         suspects += [entry for entry in self._checking if entry.user[1] in lost] if lost else []
         for entry in suspects:
@@ -527,33 +423,3 @@ class OwnerSource:
             pause = min(MAX_PAUSE, 1 << min(tries, 10))
             self._parked.setdefault(self._output.poll + pause, set()).add(inode)
         self._searched = set()
-
-    # -- processes that are known by a record
-
-    def seen(self, entry: Entry, facts: ProcessFacts, uid: int) -> Process:
-        """The process that a record names for this socket, with all that is known of it."""
-        self._ask_name(uid)
-        process = self._processes.get((facts.pid, facts.start_ticks, uid)) or self.process(facts, uid)
-        if process.path is None:
-            self._nameless.setdefault(process.key, {})[entry] = None
-        return process
-
-    def ask_names(self) -> None:
-        """Ask for the facts of processes that a record does not have."""
-        if self._nameless and not self._naming:
-            self._naming, self._nameless = self._nameless, {}
-            users, self._unnamed = tuple(self._unnamed), []
-            self._output.ask(ProcessesRequest(tuple(self._naming), users), self.take_names)
-
-    def take_names(self, answer: Any) -> None:
-        """Take in the facts of those processes that still exist."""
-        naming, self._naming = self._naming, {}
-        self._learn_names(answer.users if isinstance(answer, ProcessesAnswer) else ())
-        for facts in answer.processes if isinstance(answer, ProcessesAnswer) else ():
-            key = (facts.pid, facts.start_ticks)
-            for entry in naming.get(key, ()):
-                if entry.process is not None and entry.process.key == key:
-                    uid = entry.user[0]
-                    known = (facts.pid, facts.start_ticks, uid)
-                    process = self._processes[known] = self._process(facts, uid)
-                    entry.book.learn_owner(entry, process, entry.place)

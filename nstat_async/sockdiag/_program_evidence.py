@@ -50,7 +50,7 @@ from ._constants import (
 from ._entry import Entry, Weight
 from ._outcomes import outcome_by_record
 from ._output import Output
-from ._owners import OwnerSource
+from ._processes import Processes
 from ._reports import counted_report
 from ._rows import RowFormats, encode_row, same_connection
 from ._setup import ProcessFacts
@@ -123,12 +123,12 @@ class ProgramEvidence:
 
     Args:
         output: The time.
-        owners: The processes that are known.
+        processes: The processes that are known.
         cgroups: The cgroups that are known.
         protocols: The protocols of the wanted sockets.
     """
 
-    def __init__(self, output: Output, owners: OwnerSource, cgroups: CgroupSource, protocols: frozenset[int]) -> None:
+    def __init__(self, output: Output, processes: Processes, cgroups: CgroupSource, protocols: frozenset[int]) -> None:
         self.live = False
         """True while records come."""
         self.pulsing = False
@@ -158,7 +158,7 @@ class ProgramEvidence:
         self.books: dict[int, Book] = {}
         """The books, by the cookie of their network namespace."""
         self._output = output
-        self._owners = owners
+        self._processes = processes
         self._cgroups = cgroups
         self._protocols = protocols
         self._formats = RowFormats()
@@ -324,7 +324,7 @@ class ProgramEvidence:
             return
         if owner.how is HowKnown.CALL:
             entry.used_by = (owner.pid, start)
-        process = self._owners.seen(entry, ProcessFacts(owner.pid, start, owner.name, None, owner.name), facts.uid)
+        process = self._processes.seen(entry, ProcessFacts(owner.pid, start, owner.name, None, owner.name), facts.uid)
         self._belongs_to(book, entry, process)
 
     def _belongs_to(self, book: Book, entry: Entry, process: Process) -> None:

@@ -318,7 +318,7 @@ class Programs:
             if not self._output.following:
                 self.maps.ask(Operation.TAKE, tuple(taking))
                 self._taken.append(taking)
-        self._owners.ask_names()
+        self._owners.processes.ask_names()
 
     def take_answer(self, answer: Answer) -> None:
         """Take in a part of an answer of the maps."""

@@ -127,7 +127,7 @@ class PulseSource(Source):
             uid, inode = Entry.user_of(pieces)
             known = facts.get(pids.get(inode, 0))
             if known is not None:
-                entry.owner = self._owners.process(known, uid)
+                entry.owner = self._owners.processes.of(known, uid)
                 self._evidence.give_up(entry.cookie)
 
     def deadline(self) -> float | None:

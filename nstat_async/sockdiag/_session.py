@@ -30,6 +30,7 @@ from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
 from ._polls import Polls
+from ._processes import Processes
 from ._program_evidence import ProgramEvidence
 from ._program_namespaces import ProgramNamespaces
 from ._programs import Programs
@@ -113,7 +114,8 @@ class Session:
         if not self._protocols:
             known = ", ".join(provider.value for provider in _PROTOCOLS)
             raise UsageError(f"providers: Linux has only {known}, and udp_subflow together with udp")
-        self._owners = OwnerSource(self._output, self._entries, sees_all=setup.processes is Visibility.ALL)
+        self._processes = Processes(self._output, self._entries)
+        self._owners = OwnerSource(self._output, self._processes, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._namespaces: list[Namespace] = []
         self._gone = CoverageSum()
@@ -123,7 +125,7 @@ class Session:
         self._numbered = 0
         self._rows = 0
         """How many sockets the dumps of namespaces that are gone have reported."""
-        self._evidence = ProgramEvidence(self._output, self._owners, self._cgroups, self._protocols)
+        self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
         self._program_namespaces = ProgramNamespaces(self._program_namespace, self._drop_namespace, self._evidence)
         self._spaces = NamespaceSource(
             self._output,
@@ -445,7 +447,7 @@ class Session:
         elif isinstance(answer, OwnersAnswer):
             self._owners.take(answer)
         elif isinstance(answer, ProcessesAnswer):
-            self._owners.take_names(answer)
+            self._processes.take_names(answer)
         elif isinstance(answer, CgroupsAnswer):
             self._cgroups.take(answer)
         elif isinstance(answer, ChangedAnswer):

@@ -19,7 +19,7 @@ from nstat_async._model import Attribution, Direction
 from nstat_async.json import loads, to_dict
 from nstat_async.sockdiag import OwnersAnswer, OwnersRequest, ProcessesAnswer, ProcessFacts, SocketState, TcpInfo
 from nstat_async.sockdiag._direction import LEFT_SECONDS
-from nstat_async.sockdiag._owners import RECENT_PIDS
+from nstat_async.sockdiag._processes import RECENT_PIDS
 
 LISTENER, ACCEPTED = 1, 2
 
@@ -251,7 +251,7 @@ def test_users_have_names_and_get_them_later(kernel):
     kernel.owners[5] = 50
     kernel.wait(1.0)
     assert {flow.process.user for flow, _ in kernel.session.flows()} == {"ada", None}
-    kernel.session._owners.take_names(ProcessesAnswer(users=((7, "bob"),)))
+    kernel.session._processes.take_names(ProcessesAnswer(users=((7, "bob"),)))
     assert {flow.process.user for flow, _ in kernel.session.flows()} == {"ada", "bob"}
 
 

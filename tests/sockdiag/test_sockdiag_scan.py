@@ -18,6 +18,7 @@ from nstat_async.sockdiag._links import LinkTable
 from nstat_async.sockdiag._messages import encode_done
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
+from nstat_async.sockdiag._processes import Processes
 from nstat_async.sockdiag._rows import RowFormat, RowFormats, columns_of
 from nstat_async.sockdiag._scan import Memory, are_alike, scan
 from nstat_async.sockdiag._setup import NetworkNamespace
@@ -29,7 +30,7 @@ class Scanned:
     def __init__(self, *, vital: bool = True) -> None:
         self.output = Output()
         links = LinkTable()
-        owners = OwnerSource(self.output, list)
+        owners = OwnerSource(self.output, Processes(self.output, list))
         kinds = {"every_update": False, "extras": False, "dumped": True}
         self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
         self.book.take_row = self._apply

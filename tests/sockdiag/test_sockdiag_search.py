@@ -8,10 +8,11 @@ from sockdiag_fakes import FakeSocket
 
 from nstat_async._contract import LookupFailed
 from nstat_async._model import Attribution, Process
-from nstat_async.sockdiag import ANYWHERE, OwnersAnswer, ProcessesAnswer, ProcessFacts, _output, _owners
+from nstat_async.sockdiag import ANYWHERE, OwnersAnswer, ProcessesAnswer, ProcessFacts, _output, _owners, _processes
 from nstat_async.sockdiag._entry import Entry
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import TABLES_AT_ONCE, OwnerSource
+from nstat_async.sockdiag._processes import Processes
 from nstat_async.sockdiag._rows import RowFormats
 
 
@@ -27,7 +28,8 @@ class Search:
     def __init__(self, **options) -> None:
         self.output = Output(now=100.0, poll=1)
         self.sockets: list[Entry] = []
-        self.source = OwnerSource(self.output, lambda: self.sockets, **options)
+        self.processes = Processes(self.output, lambda: self.sockets)
+        self.source = OwnerSource(self.output, self.processes, **options)
         self.learned: list[tuple[int, object]] = []
 
     def learn_owner(self, entry, owner, place) -> None:
@@ -277,7 +279,7 @@ def test_a_long_answer_is_taken_in_by_and_by_though_a_process_runs_another_progr
     assert search.output.busy
     assert search.pids() == [42] + [None] * 7
     search.output.now += 1.0
-    search.source.process(facts(42, "other"), 1000)
+    search.processes.of(facts(42, "other"), 1000)
     while search.output.busy:
         search.output.work()
     assert [(entry.owner.pid, entry.owner.name) for entry in search.sockets] == [(42, "other")] * 8
@@ -317,7 +319,7 @@ def test_many_sockets_that_are_new_are_wanted_as_each_is(inodes):
 
 
 def test_users_are_asked_for_once_and_bounded(search, monkeypatch):
-    monkeypatch.setattr(_owners, "MAX_USERS", 2)
+    monkeypatch.setattr(_processes, "MAX_USERS", 2)
     for number, uid in enumerate((7, 8, 7, 9), 1):
         search.socket(number, number, uid=uid)
     assert search.ask().users == (7, 8)
@@ -328,7 +330,7 @@ def test_users_are_asked_for_once_and_bounded(search, monkeypatch):
 
 
 def test_processes_are_bounded_the_longest_known_are_forgotten(search, monkeypatch):
-    monkeypatch.setattr(_owners, "MAX_PROCESSES", 2)
+    monkeypatch.setattr(_processes, "MAX_PROCESSES", 2)
     search.owned((1, 42), (2, 43), (3, 44))
     assert [pid for pid, _ in search.ask().verify] == [43, 44]
 
@@ -347,22 +349,22 @@ def test_what_records_do_not_say_of_a_process_is_asked_for_all_its_sockets(searc
     unnamed = facts(42, "p", path=None)
     entries = [search.socket(number, 0) for number in (1, 2, 3)]
     for entry in entries[:2]:
-        entry.owner = search.source.seen(entry, unnamed, 1000)
+        entry.owner = search.processes.seen(entry, unnamed, 1000)
     assert search.source.naming
-    search.source.ask_names()
+    search.processes.ask_names()
     request = search.request
     assert (request.processes, request.users) == (((42, 7042),), (1000,))
-    entries[2].owner = search.source.seen(entries[2], facts(43, "q", path=None), 1000)
-    search.source.ask_names()
+    entries[2].owner = search.processes.seen(entries[2], facts(43, "q", path=None), 1000)
+    search.processes.ask_names()
     assert search.request is None, "one question at a time"
     entries[1].owner = None
-    search.source.take_names(ProcessesAnswer((facts(42), facts(50)), users=((1000, "ada"),)))
+    search.processes.take_names(ProcessesAnswer((facts(42), facts(50)), users=((1000, "ada"),)))
     assert [(e.process.path, e.process.user) for e in entries if e.process and e.process.pid == 42] == [
         ("/bin/p", "ada")
     ]
-    search.source.ask_names()
+    search.processes.ask_names()
     assert search.request.processes == ((43, 7043),)
-    search.source.take_names(LookupFailed("no thread"))
+    search.processes.take_names(LookupFailed("no thread"))
     assert not search.source.naming
 
 
