@@ -45,21 +45,21 @@ enter, right, left   show or hide the flows of a row
 1 … 9      sort by rate, traffic, rx, tx, flows, name,
            pid, user, unit; a click on a heading, too
 r          reverse the order
-v          rows of something else: user, remote, …
+v          the next view: rows per user, remote, …
 n          names of remotes, asked of name servers
 c          command lines instead of names
 /          only rows with this in their name, or this pid
-t          the chart of the total: show it or not
+t          show or hide the chart of the total
 p, space   hold the screen still; counting goes on
-z          begin all totals at zero
+z          reset all totals to zero
 ctrl-z     suspend; fg brings it back
 q, ctrl-c  quit
 
 "?" is an unknown number: without eBPF, Linux does not
 count the bytes of UDP sockets.
 Bytes count from the start of top. Flows that ended have
-a line of their own, so that a row is the sum of what
-stands below it.
+a line of their own, so that a row is the sum of the
+lines below it.
 "!" in the first line: the kernel or a full buffer lost
 reports; totals may be low.
 """
