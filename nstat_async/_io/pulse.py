@@ -36,6 +36,8 @@ _log = logging.getLogger("nstat_async.pulse")
 
 WIDE_SHARE = 0.3
 """The part of the budget for searches through all processes and looks at crowds, which would take all of it otherwise."""
+LONGEST_DEBT = 2.0
+"""Most seconds without a dump after one that cost more than was left: where thousands of sockets came at once."""
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant; a user who wants shorter pauses grants more CPU time."""
 MOST_SHARE = 0.2
@@ -43,10 +45,10 @@ EAGER = 16
 """During a burst the counters are read up to this many times as often: with a full budget; less often with less."""
 LONGEST_WAIT = 1.0
 """Seconds until the thread computes again how often to read."""
-EAGER_SECONDS = 0.25
+EAGER_SECONDS = 0.5
 """A burst is assumed to last this long after the last change of a counter."""
 SHORTEST_PAUSE = 0.001
-SHORTEST_REST = 0.01
+SHORTEST_REST = 0.012
 """Seconds between two looks when several connections come at once: the look itself costs as much as handling its finds."""
 MOST_NEW = 128
 """Most sockets that one look reports: some 20 ms of work."""
@@ -279,6 +281,7 @@ class Pulse:
         new = glance.look(now, whole=granted or self._budget.surplus > 0)
         if granted:
             self._wide.spend(glance.dumped, time.monotonic())
+            self._wide.left = max(self._wide.left, -LONGEST_DEBT * self._wide.share)
         return new
 
     def _fail(self, error: Exception) -> None:

@@ -609,6 +609,9 @@ def test_what_dumps_take_is_taken_from_their_own_share(monkeypatch):
     beat._budget.left = budget.RESERVED * beat._budget.most
     beat._look(crowd, 0.0)
     assert (looks, beat._wide.left) == ([True, True, False], 0.0), "so much is saved, and then it is not"
+    beat._wide.left, crowd.dumped = 0.001, 1.0
+    beat._look(crowd, 0.0)
+    assert beat._wide.rest() == pytest.approx(pulse.LONGEST_DEBT), "thousands came at once: not for minutes"
 
 
 # -- channels
