@@ -1,7 +1,7 @@
-"""Cgroups by their numbers: the paths of directories in the cgroup v2 hierarchy, and the names of containers.
+"""Finds cgroups by their numbers: the paths of directories in the cgroup v2 hierarchy, and the names of containers.
 
-The number that the kernel has for a cgroup is the inode of its directory. With CAP_DAC_READ_SEARCH the kernel opens
-a directory by its number (``open_by_handle_at(2)``); everybody else walks the tree, in pieces of bounded time.
+The kernel's number of a cgroup is the inode of its directory. With CAP_DAC_READ_SEARCH the kernel opens
+a directory by its number (``open_by_handle_at(2)``). Without it the tree is walked, in pieces of bounded time.
 """
 
 # ruff: noqa: PTH115, PTH116, PTH123
@@ -27,19 +27,19 @@ from .linux import libc
 BUDGET = 0.02
 """Seconds of CPU for one answer."""
 MOST = 65_536
-"""Cgroups that one walk remembers."""
+"""Most cgroups that one walk remembers."""
 
 _MOUNTS = "/proc/self/mountinfo"
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 _LEAF_LINKS = 2
-"""Links of a directory that has none in it (``kernfs_refresh_inode``): its forty files need not be listed."""
+"""Links of a directory without subdirectories (``kernfs_refresh_inode``): its forty files need not be listed."""
 _KERNFS_HANDLE = 0xFE
-"""``FILEID_KERNFS``: a handle that is the number alone."""
+"""``FILEID_KERNFS``: a handle that has only the number."""
 _GONE = frozenset({errno.ESTALE, errno.ENOENT})
 
 
 class _Handle(ctypes.Structure):
-    """``struct file_handle`` with a number in it."""
+    """``struct file_handle`` with a number."""
 
     _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("number", ctypes.c_uint64))
 
@@ -50,7 +50,7 @@ class Hierarchy:
 
     directory: str
     root: str
-    """Path of the cgroup that this directory is, as this process's cgroup namespace shows it."""
+    """Path of the mounted directory's cgroup, as this process's cgroup namespace shows it."""
 
     def path_of(self, below: str) -> str:
         """The path of a cgroup, by its directory below the mount."""
@@ -58,12 +58,12 @@ class Hierarchy:
 
 
 def unescaped(field: bytes) -> bytes:
-    """A path in a line of ``mountinfo``, where blanks, line breaks and backslashes are octal numbers."""
+    """Decode a path of ``mountinfo``, in which blanks, line breaks and backslashes are octal numbers."""
     return _ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), field)
 
 
 def find_hierarchy(mounts: bytes) -> Hierarchy | None:
-    """Where cgroup v2 is mounted, by the text of ``/proc/self/mountinfo``; `None` when it is not."""
+    """The mount of cgroup v2 in the text of ``/proc/self/mountinfo``; `None` if it is not mounted."""
     found = []
     for line in mounts.splitlines():
         fields, _, source = line.partition(b" - ")
@@ -75,7 +75,7 @@ def find_hierarchy(mounts: bytes) -> Hierarchy | None:
 
 
 def hierarchy_here() -> Hierarchy | None:
-    """Where it is mounted for this process; `None` when it is not."""
+    """The mount of cgroup v2 that this process sees; `None` if it is not mounted."""
     try:
         with open(_MOUNTS, "rb") as file:
             return find_hierarchy(file.read())
@@ -84,15 +84,15 @@ def hierarchy_here() -> Hierarchy | None:
 
 
 def mounted_at() -> str | None:
-    """The directory where cgroup v2 is mounted; `None` when it is not."""
+    """The directory where cgroup v2 is mounted; `None` if it is not."""
     hierarchy = hierarchy_here()
     return None if hierarchy is None else hierarchy.directory
 
 
 def cgroup_of_process(pid: int, hierarchy: Hierarchy | None) -> int | None:
-    """Number of the cgroup (v2) that a process is in, which every user may read; `None` if the process is gone.
+    """Number of a process's cgroup (v2), which every user may read; `None` if the process is gone.
 
-    0 if it is unknown, and for the root: processes are there that nobody put into a cgroup, and with cgroup v1 all are.
+    0 if it is unknown, and for the root, which has the processes that were not put into a cgroup; with cgroup v1 all.
     """
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:
@@ -109,7 +109,7 @@ def cgroup_of_process(pid: int, hierarchy: Hierarchy | None) -> int | None:
 
 
 class CgroupFinder:
-    """Answers `CgroupsRequest`; one thread at a time.
+    """Answers `CgroupsRequest`; only one thread at a time may use it.
 
     Args:
         budget: Seconds of CPU for one answer.
@@ -119,13 +119,13 @@ class CgroupFinder:
         self._budget = budget
         self._by_handle = True
         self._ahead: list[str] = []
-        """Directories that the walk under way has not looked into."""
+        """Directories that the present walk has not read yet."""
         self._walked: dict[int, str] = {}
         self._sought: frozenset[int] = frozenset()
-        """What was wanted when it began: only of these it can say that they are not there."""
+        """The cgroups that were wanted when the walk began: only for these it can tell that they do not exist."""
 
     def answer(self, request: CgroupsRequest) -> CgroupsAnswer:
-        """What can be found out within the budget."""
+        """Find as many cgroups as the budget allows."""
         hierarchy = hierarchy_here()
         if hierarchy is None:
             return CgroupsAnswer(gone=request.numbers)
@@ -145,7 +145,7 @@ class CgroupFinder:
     # -- by handle
 
     def _opened(self, hierarchy: Hierarchy, wanted: set[int], until: float) -> Iterator[tuple[int, str | None]]:
-        """Each with its directory below the mount, or `None`; nothing where it is not allowed."""
+        """Each cgroup with its directory below the mount, or `None`; nothing if opening by number is not allowed."""
         try:
             mount = os.open(hierarchy.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -164,7 +164,7 @@ class CgroupFinder:
     # -- by walking
 
     def _walk(self, hierarchy: Hierarchy, wanted: set[int], until: float) -> tuple[set[int], set[int]]:
-        """Look on; which numbers are not known yet, and which of the others are not there."""
+        """Continue the walk; returns the numbers that are not known yet, and those of the others that do not exist."""
         if not self._ahead:
             self._ahead, self._walked, self._sought = [""], {}, frozenset(wanted)
             with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ class CgroupFinder:
         return left, set()
 
     def _look_into(self, directory: str, below: str) -> set[int]:
-        """The numbers of the cgroups right below one."""
+        """The numbers of the cgroups directly below one."""
         found = set()
         with contextlib.suppress(OSError), os.scandir(directory + below) as entries:
             for entry in entries:
@@ -201,10 +201,10 @@ def _facts(number: int, path: str) -> CgroupFacts:
 
 
 def _directory_of(mount: int, number: int, directory: str) -> str | None:
-    """The directory of a cgroup below the mount; `None` when it is gone, or not below it.
+    """The directory of a cgroup below the mount; `None` if it is gone, or not below the mount.
 
     Raises:
-        OSError: Opening by number is not allowed, or not known here.
+        OSError: Opening by number is not allowed, or not supported.
     """
     handle = _Handle(8, _KERNFS_HANDLE, number)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

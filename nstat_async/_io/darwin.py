@@ -1,4 +1,4 @@
-"""Facts of a Darwin host that the standard library does not tell.
+"""Reads facts of a Darwin host that the standard library does not have.
 
 A few guarded calls by `ctypes`, each with a fallback; nothing here is imported on
 another system.
@@ -32,7 +32,7 @@ def _libc() -> Any:
 
 
 def _function(name: str) -> Any:
-    """A function of the C library; `None` where there is none of this name."""
+    """A function of the C library; `None` if there is none of this name."""
     return getattr(_libc(), name, None)
 
 
@@ -51,7 +51,7 @@ def is_translated() -> bool:
 
 
 def sysctl_integer(name: str) -> int | None:
-    """An integer of ``sysctlbyname``; `None` if there is none, or it may not be read."""
+    """An integer of ``sysctlbyname``; `None` if it does not exist, or may not be read."""
     found = _sysctl(name, 8)
     return None if found is None else int.from_bytes(found, "little")
 
@@ -73,7 +73,7 @@ def _sysctl(name: str, most: int, request: bytes | None = None) -> bytes | None:
 def timebase() -> tuple[int, int]:
     """Nanoseconds per tick of the kernel's clock, as a fraction (``mach_timebase_info``).
 
-    Under Rosetta the kernel's own is reported; where it cannot be asked, the machine's
+    Under Rosetta this is the kernel's own timebase; if it cannot be read, the machine's
     architecture decides.
     """
     if is_translated():
@@ -93,11 +93,11 @@ def interface_names() -> dict[int, str]:
 
 
 _INTERFACE_TRIES = 3
-"""Times that the list of interfaces may have grown between the question for its size and its reading."""
+"""How often the list of interfaces is read if it grows between the query of its size and its reading."""
 
 
 def interface_messages() -> bytes | None:
-    """The messages about all interfaces (``NET_RT_IFLIST2``); `None` where they cannot be read."""
+    """The messages about all interfaces (``NET_RT_IFLIST2``); `None` if they cannot be read."""
     ask = _function("sysctl")
     if ask is None:
         return None
@@ -124,10 +124,10 @@ _FAILED_GOODBYES = 164
 
 
 def client_metrics(number: int) -> tuple[int, int, int, int] | None:
-    """What the kernel counts for the control socket of this number, or of the next lower one (``net.stats.metrics``, macOS 26).
+    """The kernel's counters of the control socket with this number, or the next lower one (``net.stats.metrics``, macOS 26).
 
     Returns:
-        Its number, its process, sources not made, goodbyes failed; `None`: there is none, or it may not be read.
+        Its number, its process, sources not made, goodbyes failed; `None` if there is none, or it may not be read.
     """
     info = _sysctl("net.stats.metrics", _CLIENT_INFO_SIZE, struct.pack("<II", _METRICS_VERSION, number))
     if info is None or len(info) < _CLIENT_INFO_SIZE:
@@ -141,7 +141,7 @@ def _number(data: bytes, at: int) -> int:
 
 
 def newest_client(pid: int) -> int | None:
-    """The number of the control socket that a process opened last; `None` where it has none, or that may not be read."""
+    """The number of the control socket that a process opened last; `None` if it has none, or that may not be read."""
     number = _SCAN
     for _ in range(_MOST_CLIENTS):  # downward
         found = client_metrics(number)
@@ -156,7 +156,7 @@ _STATS_SIZE, _ADDED_FAILURES = 64, 24
 
 
 def refused_announcements() -> int | None:
-    """Announcements of sources that found no room, for whatever client (``net.stats.stats``); `None` where there is no such count."""
+    """Announcements of sources without room, of all clients (``net.stats.stats``); `None` if there is no such count."""
     found = _sysctl("net.stats.stats", _STATS_SIZE)
     return _number(found, _ADDED_FAILURES) if found is not None and len(found) == _STATS_SIZE else None
 
@@ -173,7 +173,7 @@ class _UniqueIdentifier(ctypes.Structure):
 
 
 def process_identity(pid: int) -> tuple[int | None, bytes | None]:
-    """A process' unique id and the UUID of its executable (``proc_pidinfo``); `None` for what cannot be asked."""
+    """A process's unique id and the UUID of its executable (``proc_pidinfo``); `None` for each that cannot be read."""
     ask, info = _function("proc_pidinfo"), _UniqueIdentifier()
     size = ctypes.sizeof(info)
     if ask is None or ask(pid, _UNIQUE_IDENTIFIER, ctypes.c_uint64(0), ctypes.byref(info), size) != size:

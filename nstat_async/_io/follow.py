@@ -1,8 +1,8 @@
-"""Following a recorded client: for recordings that cannot be run again.
+"""Follows a recorded client: for recordings that cannot be run again.
 
-They are other clients', or of another version, or begin in the middle. The sessions send
-nothing; from the recorded requests they learn what the answers mean. What a recording of
-before wrote otherwise is read here and nowhere else.
+Such a recording is another client's, or of another version, or begins in the middle. The sessions send
+nothing; they learn from the recorded requests what the answers mean. Only this module reads
+the differences of recordings of older versions.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..recording import Record, RecordingInfo, steps
 from .player import Player
 
 MAX_CLIENTS = 4096
-"""Clients that a recording may have; more are garbage."""
+"""Most clients of a recording; if there are more, it is damaged."""
 
 
 class Follower(Player):
-    """What follows the clients of a recording. The recorded wall clock is the only one.
+    """Follows the clients of a recording. The only clock is the recorded wall clock.
 
     Args:
-        info: What the recording says.
+        info: The recording's facts.
         protocol: Its protocol's package.
-        options: The monitor's.
+        options: The monitor's options.
         timebase: The kernel's timebase, if it is given by hand.
 
     Raises:
@@ -45,10 +45,10 @@ class Follower(Player):
         self._options = options
         self._run: steps.Run | None = None
         setup = None
-        with contextlib.suppress(ProtocolError):  # none in recordings of before, or one of another version
+        with contextlib.suppress(ProtocolError):  # older recordings have none, and it may be one of another version
             self._run = from_json(steps.Run, info.run)
             setup = from_json(protocol.Setup, self._run.setup)
-        # Clients of a Darwin kernel are subscriptions of their own, those of Linux channels of one.
+        # Each client of a Darwin kernel is a subscription, those of Linux are the channels of one.
         self._clients_apart = protocol.Setup.protocol == "ntstat"
         self._setup = _darwin_setup(info, setup, protocol, timebase) if self._clients_apart else setup
         self._setup = self._setup or protocol.Setup(kernel=info.kernel)
@@ -56,9 +56,9 @@ class Follower(Player):
         self._started = self.now = (info.started_ns or 0) / 1e9 if run is None else run.zero_ns / 1e9 + run.epoch_offset
         self._offset = 0.0
         self._channels: dict[int, int] = {}
-        """Numbers by which the session knows a channel, where the recording says what it was opened for."""
+        """The session's numbers of channels, if the recording tells their purposes."""
         self._refused = False
-        self._first: Any = self._make(0)  # whatever cannot be followed is refused at once
+        self._first: Any = self._make(0)  # so that a recording that cannot be followed is refused at once
 
     def _make(self, client: int) -> Any:
         session = self.protocol.Session
@@ -75,7 +75,7 @@ class Follower(Player):
         return core
 
     def play(self, records: Any) -> None:
-        """Take in records; each is at its place in time, so none waits for more."""
+        """Take in records. Each has its time, so none waits for later ones."""
         super().play(records)
         self.hand_over()
 
@@ -101,9 +101,9 @@ class Follower(Player):
             self.events += core.take_events()
 
     def step(self, step: steps.Step, channel: int) -> None:
-        """Learn what a channel is for, what it lost, and what the wall clock says."""
+        """Learn a channel's purpose, its losses, and the wall clock."""
         if isinstance(step, steps.OpenChannel):
-            with contextlib.suppress(ProtocolError):  # a purpose of another version: the number has to do
+            with contextlib.suppress(ProtocolError):  # a purpose of another version: only the number is known
                 purpose = self.protocol.RECORDED.read(step.purpose)
                 self._channels[channel] = getattr(purpose, "channel", channel)
         elif isinstance(step, steps.ClockSet) and self._run is not None:
@@ -117,12 +117,12 @@ class Follower(Player):
                 self.events += core.take_events()
 
     def answered(self, token: int, answer: Any, *, repeated: bool) -> None:
-        """Give it to the core; where there may be several, it does not say to which. The core of a later part knows nothing yet."""
+        """Give an answer to the core; if there are several, it does not tell to which. A later part's core knows nothing yet."""
         if not self._clients_apart and not (repeated and self.cores):
             self._core(0).lookup_done(token, self.protocol.RECORDED.read(_named(answer)), self.now)
 
     def finish(self) -> None:
-        """The recording ends here."""
+        """End: the recording has no more records."""
         super().finish()
         for core in self.cores.values():
             core.finish(self.now)
@@ -130,12 +130,12 @@ class Follower(Player):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the recorded kernel can tell."""
+        """The capabilities of the recorded kernel."""
         return super().capabilities if self.cores else attrs.evolve(self._first.capabilities, backend="replay")
 
 
 def _darwin_setup(info: RecordingInfo, setup: Any, protocol: Any, timebase: tuple[int, int] | None) -> Any:
-    """The setup of the recorded core with the facts of the recording, which may be given by hand."""
+    """The setup of the recorded core, with the facts of the recording or of the caller."""
     if info.kernel is None:
         raise RecordingError(
             "the recording does not say which kernel it is from: it ends within its first record, or that is damaged; "

@@ -1,4 +1,4 @@
-"""Which machine this is: its own id, this start of it, its name."""
+"""Identifies this machine: its id, its present boot, its name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .system import DARWIN, LINUX, is_here
 
 
 def machine_id() -> str | None:
-    """Linux ``/etc/machine-id`` (machine-id(5)), macOS ``gethostuuid(2)``; `None` where it is not known."""
+    """Linux ``/etc/machine-id`` (machine-id(5)), macOS ``gethostuuid(2)``; `None` if it is not known."""
     if is_here(LINUX):
         return _read("/etc/machine-id") or _read("/var/lib/dbus/machine-id")
     return _host_uuid() if is_here(DARWIN) else None
 
 
 def boot_id() -> str | None:
-    """Linux ``random/boot_id`` (random(4)), macOS ``kern.bootsessionuuid``; `None` where it is not known."""
+    """Linux ``random/boot_id`` (random(4)), macOS ``kern.bootsessionuuid``; `None` if it is not known."""
     if is_here(LINUX):
         return _read("/proc/sys/kernel/random/boot_id")
     if is_here(DARWIN):

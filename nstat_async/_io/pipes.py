@@ -1,4 +1,4 @@
-"""Pipes as files: nobody waits for their other end without being able to leave."""
+"""Pipes as files: a thread that waits for their other end can always be released."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any, BinaryIO, Union
 from . import system
 
 TICK = 0.1
-"""Seconds between two looks whether somebody closed what is waited for."""
+"""Seconds between two checks whether the file was closed."""
 PIPE_SECONDS = 10.0
-"""Longest that the reader of a pipe is waited for at the end."""
+"""How long the end of writing waits at most for the reader of a pipe."""
 MOST_WAITING = 32 << 20
-"""Bytes that may wait for the reader of a pipe: the first dump of 50,000 sockets is 20 MB."""
+"""Most bytes that wait for the reader of a pipe: the first dump of 50,000 sockets is 20 MB."""
 _AT_ONCE = 65_536
 _WITHOUT_BLOCKING = getattr(select, "PIPE_BUF", 512)
-"""Bytes for which a pipe that is ready has room."""
+"""Bytes that a pipe takes without blocking when it is ready."""
 
 
 class ReadPipe:
-    """What is read from a pipe, a terminal or a socket, by a worker thread; `close` ends that, from any thread.
+    """A pipe, terminal or socket that a worker thread reads; `close` ends the reading, from any thread.
 
     Args:
-        source: A path, which is opened without waiting for a writer, or an open file, which stays the caller's.
+        source: A path, which is opened without waiting for a writer, or an open file, which the caller closes.
     """
 
     def __init__(self, source: Union[str, os.PathLike[str], BinaryIO]) -> None:
@@ -47,11 +47,11 @@ class ReadPipe:
         self._poll.register(self._file.fileno(), select.POLLIN)
         self._reading = threading.Lock()
         self._early = self._owned and not system.is_here(system.LINUX) and is_pipe(Path(self.name))
-        """Other systems call a pipe that nobody writes yet ready, and empty."""
+        """True if the system may call a pipe without a writer ready, and at its end."""
         self._closed = False
 
     def read(self, size: int) -> bytes:
-        """What is there, at least a byte; none at the end, and when it is closed meanwhile."""
+        """The next bytes, at least one; none at the end, or if it was closed while waiting."""
         data = None
         with self._reading:
             while data is None and not self._closed:
@@ -71,7 +71,7 @@ class ReadPipe:
         return number
 
     def close(self) -> None:
-        """Close it without waiting: who reads does it then. Idempotent."""
+        """Close it without waiting: the reading thread, if there is one, closes the file. Idempotent."""
         self._closed = True
         if self._owned and self._reading.acquire(blocking=False):
             self._file.close()
@@ -79,11 +79,11 @@ class ReadPipe:
 
 
 class PipeWriter:
-    """What is written by a thread, because its reader may be late: nobody else waits, and what is too far behind is given up.
+    """A file that a thread writes, because its reader may be slow: no one else waits, and a reader too far behind is given up.
 
     Args:
-        file: An open file. It may block.
-        at_once: Bytes that are written at once; where it blocks, as many as a pipe that is ready has room for.
+        file: An open file, which may block.
+        at_once: Bytes that are written at once; if the file blocks, as many as a ready pipe takes.
         owned: Close it at the end.
     """
 
@@ -97,23 +97,23 @@ class PipeWriter:
         self._thread: threading.Thread | None = None
         self._ending = self._given_up = False
         self._until = math.inf
-        """Monotonic time after which the thread leaves a reader, whether anybody looks or not."""
+        """Monotonic time at which the thread gives up the reader, even if `check` is never called."""
 
     @property
     def is_writing(self) -> bool:
-        """True while something waits for the reader, who is there and not given up."""
+        """True while data waits for the reader, and the reader is neither gone nor given up."""
         return bool(self._waiting) and self._error is None and not self._given_up
 
     @property
     def reader_gone(self) -> bool:
-        """True once it was noticed that nobody has the other end open."""
+        """True once it was noticed that the other end is closed."""
         return isinstance(self._error, BrokenPipeError)
 
     def write(self, data: bytes) -> int:
-        """Take all of it.
+        """Take all data.
 
         Raises:
-            OSError: Its reader is gone, or too far behind.
+            OSError: The reader is gone, or too far behind.
         """
         with self._changed:
             if self._error is not None:
@@ -128,10 +128,10 @@ class PipeWriter:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back longer than its reader takes."""
+        """Do nothing: data is written as fast as the reader takes it."""
 
     def close(self) -> None:
-        """Nothing more comes: the thread ends when its reader has everything, or `PIPE_SECONDS` later. Waits for nobody. Idempotent."""
+        """End writing, without waiting: the thread ends when the reader has everything, or after `PIPE_SECONDS`. Idempotent."""
         with self._changed:
             self._ending, self._until = True, min(self._until, time.monotonic() + PIPE_SECONDS)
             self._changed.notify_all()
@@ -139,10 +139,10 @@ class PipeWriter:
                 self._file.close()
 
     def check(self) -> None:
-        """See, once it is closed, that its reader has everything; give up what still waits.
+        """Call after `close`: check that the reader has everything, and give up what still waits.
 
         Raises:
-            OSError: It is gone, or was too late.
+            OSError: The reader is gone, or was too late.
         """
         with self._changed:
             if self._waiting:
@@ -180,10 +180,10 @@ class PipeWriter:
 
 
 def open_pipe(path: Path) -> PipeWriter:
-    """A pipe that has a name, to be written.
+    """Open a named pipe for writing.
 
     Raises:
-        OSError: It is not open for writing, or nobody reads it (`errno.ENXIO`).
+        OSError: It may not be written, or has no reader (`errno.ENXIO`).
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -195,19 +195,19 @@ def open_pipe(path: Path) -> PipeWriter:
 
 
 def standard_output() -> Any:
-    """Standard output as a file to write."""
-    # Without the buffer, which cannot say how much of a write a full pipe took.
+    """Standard output as a binary file."""
+    # Without the buffer, which cannot tell how much of a write a full pipe took.
     return writable(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer))
 
 
 def writable(file: Any) -> Any:
-    """An open file, which stays the caller's; one whose reader may be late is written by a thread."""
+    """An open file, which the caller closes; a thread writes it if its reader may be slow."""
     late = not isinstance(file, PipeWriter) and hasattr(select, "poll") and may_wait(file)
     return PipeWriter(file) if late else file
 
 
 def is_pipe(path: Path) -> bool:
-    """True for a pipe that has a name."""
+    """True for a named pipe."""
     try:
         return stat.S_ISFIFO(path.stat().st_mode)
     except OSError:
@@ -215,7 +215,7 @@ def is_pipe(path: Path) -> bool:
 
 
 def may_wait(source: object) -> bool:
-    """True for a file whose reading may have to wait for somebody."""
+    """True for a file whose reading may have to wait for a writer."""
     try:
         if isinstance(source, (str, os.PathLike)):
             mode = os.stat(source).st_mode  # noqa: PTH116  # a path of any kind

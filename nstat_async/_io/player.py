@@ -1,7 +1,7 @@
-"""What both ways to play a recording have in common: records become the input of cores.
+"""The common base of both ways to play a recording: it makes records the input of cores.
 
-A recording that is complete is run again (`rerun`), any other is followed (`follow`).
-Datagrams of one channel with one time came in one batch, and are given to a core as one.
+A complete recording is run again (`rerun`), any other is followed (`follow`).
+Datagrams of one channel with one time came in one batch, and are given to a core as one batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .._model import Capabilities, Counts, Flow
 from ..recording import DRAINED, Record, RecordKind, steps
 
 MOST_IN_BATCH = 256
-"""Datagrams handed over at once; no channel reads so many."""
+"""Most datagrams that are given to a core at once; no channel reads so many."""
 _DRAINED = steps.ChannelDrained()
 
 
 def protocol_of(name: str | None) -> Any:
-    """The package of a protocol, with its `Session`, `Setup` and what is `RECORDED`; `None`: it is not known."""
+    """The package of a protocol, with its `Session`, `Setup` and `RECORDED` values; `None` if it is not known."""
     if name == "sock_diag":
         from .. import sockdiag  # noqa: PLC0415  # a machine needs one of them
 
@@ -41,10 +41,10 @@ class Player:
         self.protocol = protocol
         self.now = 0.0
         self.cores: dict[int, Any] = {}
-        """By client, or one core for all of them."""
+        """The cores by client, or one core for all clients."""
         self.events: list[AnyEvent] = []
         self.batch: list[bytes] = []
-        """Datagrams of `channel` that are to be handed over."""
+        """Datagrams of `channel` that are not yet given to its core."""
         self.channel = 0
         self.last = -(1 << 64)
         """Time of the last record."""
@@ -74,7 +74,7 @@ class Player:
                 self._play_one(record)
 
     def _play_one(self, record: Record) -> None:
-        """Play what is no received datagram; what cannot be is damage."""
+        """Play a record that is no received datagram; report an impossible one as damage."""
         try:
             if record.kind is RecordKind.TO_KERNEL:
                 self.sent(record.data, record.client)
@@ -98,7 +98,7 @@ class Player:
     # --- what the two ways do in their own way --------------------------------------
 
     def moment(self, record: Record) -> bool:
-        """Let time pass until this record; False: it cannot be played."""
+        """Let time pass until this record; false if it cannot be played."""
         raise NotImplementedError
 
     def received(self, datagrams: list[bytes]) -> None:
@@ -110,15 +110,15 @@ class Player:
         raise NotImplementedError
 
     def step(self, step: steps.Step, channel: int) -> None:
-        """Something else happened, or was asked for."""
+        """Take in another input, or a command."""
         raise NotImplementedError
 
     def answered(self, token: int, answer: Any, *, repeated: bool) -> None:
-        """A look-up was answered, with this by name; `repeated`: in an earlier part."""
+        """Take in the answer to a look-up, by name; `repeated`: it was given in an earlier part."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """The recording ends here."""
+        """End: the recording has no more records."""
         self.hand_over()
 
     # --- out -------------------------------------------------------------------------
@@ -142,12 +142,12 @@ class Player:
 
     @property
     def failure(self) -> NstatError | None:
-        """What ended a core."""
+        """The error that ended a core."""
         return next((core.failure for core in self.cores.values() if core.failure is not None), None)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the recorded kernel can tell."""
+        """The capabilities of the recorded kernel."""
         capabilities: Capabilities = next(iter(self.cores.values())).capabilities
         return attrs.evolve(capabilities, backend="replay")
 

@@ -1,12 +1,12 @@
-"""Recording a run: a core that writes down what it is given and what it asks for.
+"""Records a run: a core that writes down its inputs and its commands.
 
-`RecordedCore` stands between the pump and a core. It forwards everything, and the core
-notices nothing. Time is written in nanoseconds, and the core gets the time that is written:
-`now` rounded to a nanosecond (which is what the clock has anyway) that no other input has, the wall
-clock followed in steps of a millisecond. So the same input can be given again, and datagrams
-with one time are one batch. That a channel was empty after a batch is a mark of its last record.
+`RecordedCore` stands between the pump and a core. It forwards everything, and the core does not
+notice it. Time is written in nanoseconds, and the core gets the written time: `now` rounded to a
+nanosecond (the clock is not finer), different for each input, and the wall clock in steps of a
+millisecond. So the same input can be given again, and datagrams with one time are one batch. A mark
+on a batch's last record says that the channel was empty after it.
 
-What happens in one turn of the pump is written at its end, with one write.
+The records of one turn of the pump are written at its end, with one write.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from .recorder import Recorder
 _log = logging.getLogger("nstat_async.record")
 
 CLOCK_STEP = 0.001
-"""Seconds by which the wall clock must have moved against the monotonic one to be written again."""
-_new = tuple.__new__  # a third of what the class itself takes for a record
+"""The wall clock is written again when it has moved this many seconds against the monotonic clock."""
+_new = tuple.__new__  # takes a third of the time of `Record`
 MOST_PENDING = 256
-"""Records that wait to be written at most."""
+"""Most records that wait to be written."""
 
 
 def recorded(core: Core, transport: Transport, options: MonitorOptions) -> tuple[RecordedCore, Transport]:
-    """A core and its transport, recorded to where the options say.
+    """A core and its transport, recorded to the options' `record_to`.
 
     Raises:
-        UsageError: The file cannot be written, or holds something else than a recording.
+        UsageError: The file cannot be written, or is not a recording.
     """
     now = time.monotonic()
     try:
-        assert options.record_to is not None  # the caller looked
+        assert options.record_to is not None  # the caller checked it
         proxy = RecordedCore(core, options.record_to, options, now=now, epoch_offset=time.time() - now)
     except BaseException:
-        transport.close()  # it may hold a socket that nobody will ask for
+        transport.close()  # it may have opened a socket in advance
         raise
     return proxy, _RecordedTransport(transport, proxy)
 
@@ -56,8 +56,8 @@ class RecordedCore:
 
     Args:
         core: The core; it must not have been started.
-        recording: Where to write.
-        options: The monitor's.
+        recording: The recording to write.
+        options: The monitor's options.
         now: The time, monotonic seconds: the recording's zero.
         epoch_offset: Add it to `now` for seconds since the epoch.
 
@@ -86,14 +86,14 @@ class RecordedCore:
         self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
         self._recorder: Recorder | None = Recorder(recording, self._info)
         self._ended: Recorder | None = None
-        """What a pipe's reader may not have all of yet."""
+        """The closed recorder, while a pipe's reader may not have all of it yet."""
         self._size = 0
-        """Bytes that were written, once the recording is over."""
+        """Bytes that were written; set when the recording has ended."""
 
     # --- writing -------------------------------------------------------------------
 
     def _info(self, part: int) -> RecordingInfo:
-        """What a part begins with: what the core was made of, and what is known by now."""
+        """The facts at the beginning of a part: the core's arguments, and what is known by now."""
         setup = self._core.setup
         run = steps.Run(
             library=__version__,
@@ -115,7 +115,7 @@ class RecordedCore:
         )
 
     def _moment(self, now: float) -> float:
-        """The time of an input, as it is written and as the core gets it: later than that of the one before."""
+        """The time of an input, both for the recording and for the core; it is later than the time of the input before."""
         self._time = max(round(now * 1e9) - self._zero, self._time + 1)
         return (self._time + self._zero) / 1e9
 
@@ -131,7 +131,7 @@ class RecordedCore:
         return record
 
     def _give(self, step: steps.Step, now: float, channel: int = 0) -> Any:
-        """Write an input down, and give it to the core."""
+        """Write an input, and give it to the core."""
         moment = self._moment(now)
         record = self._write(step, channel)
         if isinstance(step, steps.ChannelOpened):
@@ -150,13 +150,13 @@ class RecordedCore:
             self._give_up(error)
 
     def _known(self) -> Iterator[Record]:
-        """What a later part begins with, so that it can be followed on its own."""
+        """The records at the beginning of a later part, so that it can be followed on its own."""
         for records in (self._lasting.values(), *self._channels.values()):
             for record in records:
                 yield record._replace(time_ns=self._time, value={**record.value, "repeated": True})
 
     def _give_up(self, error: Exception) -> None:
-        """The recording ends here; what it is a recording of goes on."""
+        """End the recording because of an error; the recorded run continues."""
         self._report(error)
         self._pending.clear()
         self.close()
@@ -170,7 +170,7 @@ class RecordedCore:
         self._failed.append(AuxiliaryFailed(time, Auxiliary.RECORDER, detail))
 
     def close(self) -> None:
-        """End the recording. Idempotent; a pipe's reader is not waited for."""
+        """End the recording, without waiting for a pipe's reader. Idempotent."""
         self._flush()
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
@@ -183,11 +183,11 @@ class RecordedCore:
 
     @property
     def is_writing(self) -> bool:
-        """True while a pipe's reader does not have all of what was recorded."""
+        """True while a pipe's reader does not have the whole recording."""
         return self._ended is not None and self._ended.is_writing
 
     def check(self) -> None:
-        """Give up, and report, what a pipe's reader does not have. Once it is closed."""
+        """Call after `close`: give up, and report, what a pipe's reader does not have."""
         ended, self._ended = self._ended, None
         if ended is not None:
             try:
@@ -282,7 +282,7 @@ class RecordedCore:
             self._write(steps.Lookup(command.token, self._values.write(command.request)))
 
     def take_events(self) -> list[AnyEvent]:
-        """The events since the last call, and what became of the recording."""
+        """The events since the last call, and the failures of the recording."""
         self._flush()
         events = self._core.take_events()
         if self._failed:
@@ -291,7 +291,7 @@ class RecordedCore:
         return events
 
     def __getattr__(self, name: str) -> Any:
-        """What only looks at the core: `failure`, `capabilities`, `flows`, `next_deadline` and the like."""
+        """The attributes that only read the core's state: `failure`, `capabilities`, `flows`, `next_deadline` and others."""
         return getattr(self._core, name)
 
     def statistics(self) -> dict[str, int]:
@@ -300,7 +300,7 @@ class RecordedCore:
 
 
 class _RecordedTransport:
-    """A transport that ends the recording when it is closed: the pump closes it last."""
+    """A transport that ends the recording when it is closed, because the pump closes the transport last."""
 
     def __init__(self, transport: Transport, core: RecordedCore) -> None:
         self._core = core

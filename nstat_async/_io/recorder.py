@@ -18,11 +18,11 @@ class Recorder:
     """Writes records to a file, and to the next one when a limit is reached.
 
     Args:
-        recording: Where to, and the limits.
-        info: What a part begins with, by its number, from 1.
+        recording: The target and the limits.
+        info: Returns the facts at the beginning of a part by its number, from 1.
 
     Raises:
-        UsageError: The file cannot be written, or holds something else than a recording.
+        UsageError: The file cannot be written, or is not a recording.
     """
 
     def __init__(self, recording: Recording, info: Callable[[int], RecordingInfo]) -> None:
@@ -45,13 +45,13 @@ class Recorder:
         return self._earlier + self._writer.size
 
     def write(self, records: Sequence[Record], repeat: Callable[[], Iterable[Record]]) -> None:
-        """Write records with one write; a new part begins with `repeat`, which says what channels are open for."""
+        """Write records with one write; a new part begins with the records of `repeat`, which describe the open channels."""
         if self._recording.rotates and self._is_full(records[0].time_ns):
             self._next_part(records[0].time_ns, repeat)
         self._writer.write_batch(records)
 
     def close(self) -> None:
-        """Close the file; the reader of a pipe may not have all of it yet. Idempotent; raises OSError if what was written cannot be kept."""
+        """Close the file. A pipe's reader may not have all of it yet. Idempotent; raises OSError if the end cannot be written."""
         if self._owned or isinstance(self._file, PipeWriter):
             self._file.close()
 
@@ -61,7 +61,7 @@ class Recorder:
         return isinstance(self._file, PipeWriter) and self._file.is_writing
 
     def check(self) -> None:
-        """See, once it is closed, that everything is where it should be; the rest is given up, and an OSError."""
+        """Call after `close`: give up what was not written; if there was any, raise an OSError."""
         if isinstance(self._file, PipeWriter):
             self._file.check()
 
@@ -105,7 +105,7 @@ class Recorder:
         return path.open("wb", buffering=0)
 
     def _last_number(self) -> int:
-        with contextlib.suppress(OSError):  # a directory that cannot be read shows when the file is opened
+        with contextlib.suppress(OSError):  # opening the file fails if its directory cannot be read
             return max((number for number, _ in self._recording.parts()), default=0)
         return 0
 
@@ -121,7 +121,7 @@ class Recorder:
 
 
 def _spare(path: Path) -> None:
-    """Replace an old recording, and nothing else: a FileExistsError says what is in the way."""
+    """Check that the file may be replaced: raise FileExistsError if it is not an old recording."""
     if not path.is_file():
         return
     with path.open("rb") as file:

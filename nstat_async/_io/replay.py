@@ -1,8 +1,8 @@
 """A feed whose kernel is a recording.
 
-A recording that is complete is run again (`rerun`), any other is followed (`follow`). Records
-are read in batches; between two batches the consumer gets its turn, and while its buffer is
-full the file waits: nothing is lost or coalesced in a replay.
+A complete recording is run again (`rerun`), any other is followed (`follow`). Records
+are read in batches. The consumer gets a turn between two batches, and the file is not read
+while the consumer's buffer is full: a replay loses and coalesces nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .player import Player, protocol_of
 from .rerun import rerun_of
 
 BATCH = 256
-"""Most records read between two turns of the loop."""
+"""Most records that are read between two turns of the loop."""
 SLICE = 64
-"""Records played before their events are handed over."""
+"""Records that are played before their events are delivered."""
 EVENTS_A_TURN = 100
-"""Events handed over before the consumer gets its turn: read soon, they die young, which the
-garbage collector rewards with a fifth of the whole time."""
+"""Events that are delivered before the consumer gets a turn: if they are read soon, the garbage
+collector frees them early, which saves a fifth of the time."""
 
 Source = Union[str, os.PathLike[str], BinaryIO]
 
@@ -47,13 +47,13 @@ class ReplayFeed:
     Args:
         source: The recording: a path, ``"-"`` for standard input, or an open binary file;
             or several, which are parts of one recording, in order.
-        options: The monitor's. Those that steer the conversation do not matter.
+        options: The monitor's options. Those of the kernel's conversation have no effect.
         kernel: The kernel's version, for recordings that do not carry it.
         speed: 1 plays as recorded, 10 ten times as fast, `None` as fast as possible.
         timebase: The kernel's timebase, for recordings that do not carry it.
 
     Raises:
-        RecordingError: It is no recording, its kernel is not known, or parts do not belong together.
+        RecordingError: It is not a recording, its kernel is not known, or parts do not belong together.
         UsageError: It cannot be opened, or its kernel is too old.
     """
 
@@ -88,7 +88,7 @@ class ReplayFeed:
         self._iterator = self._batches()
 
     def _player_of(self, options: MonitorOptions, timebase: tuple[int, int] | None, *, by_hand: bool) -> Player:
-        """Runs the recording again where that can be done, else follows it."""
+        """Make the player that runs the recording again, or follows it if that is not possible."""
         info = self._file.info
         protocol = protocol_of(info.protocol)
         if protocol is None:
@@ -98,7 +98,7 @@ class ReplayFeed:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the recorded kernel can tell."""
+        """The capabilities of the recorded kernel."""
         return self._player.capabilities
 
     def flows(self) -> Iterable[tuple[Flow, Counts | None]]:
@@ -106,10 +106,10 @@ class ReplayFeed:
         return self._player.flows()
 
     async def subscribed(self) -> None:
-        """A recording misses nothing."""
+        """Return at once: a recording has no subscription to wait for."""
 
     def request_poll(self) -> None:
-        """A recording cannot be asked: `None`."""
+        """Do nothing and return `None`: a recording cannot be asked."""
 
     def close(self) -> None:
         """Stop and close the file."""
@@ -118,7 +118,7 @@ class ReplayFeed:
             self._file.close()
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the sessions, and records read."""
+        """Counters of the sessions, and the number of records read."""
         return {**self._player.statistics(), "records": self._records}
 
     async def run(self, sink: Sink) -> None:
@@ -156,7 +156,7 @@ class ReplayFeed:
                     return
 
     async def _play_paced(self, batch: list[Record], sink: Sink) -> None:
-        assert self._speed is not None  # `run` looked
+        assert self._speed is not None  # `run` checked it
         for record in batch:
             if self._begun is None:
                 self._begun = time.monotonic() - record.time_ns / 1e9 / self._speed
@@ -168,7 +168,7 @@ class ReplayFeed:
             self._deliver(sink)
 
     _begun: float | None = None
-    """When time zero of the recording was, on this machine's clock, for a replay at a pace."""
+    """The time on this machine's clock that is time zero of the recording, for a replay with a speed."""
 
     def _deliver(self, sink: Sink) -> int:
         events = self._player.take_events()
@@ -181,7 +181,7 @@ class ReplayFeed:
     async def _next_batch(self) -> list[Record] | None:
         if not self._waits:
             return next(self._iterator, None)
-        # A pipe may have nothing yet: wait for it outside the loop; closing it ends that.
+        # A pipe may have nothing yet: a worker thread waits for it, and closing the pipe ends that.
         return await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
 
     def _batches(self) -> Iterator[list[Record]]:
@@ -200,7 +200,7 @@ class ReplayFeed:
 
 
 async def open_outside(source: Source | Sequence[Source], options: MonitorOptions, **more: Any) -> ReplayFeed:
-    """A `ReplayFeed`; where its beginning has to be waited for, a worker thread does that, which whoever is cancelled leaves."""
+    """Make a `ReplayFeed`; a worker thread waits for its beginning if necessary, and cancellation ends the waiting."""
     sources: Sequence[Source] = source if isinstance(source, (list, tuple)) else (source,)
     if not any(map(may_wait, sources)):
         return ReplayFeed(source, options, **more)
@@ -227,7 +227,7 @@ def _open(source: Source, kernel: str | None) -> RecordingFile:
 
 
 def _patient(source: Source) -> str | BinaryIO:
-    """A path as text, or a file; one that can be left where somebody may have to be waited for."""
+    """A path as text, or a file; a `ReadPipe`, which can be closed while it waits, if a writer may have to be waited for."""
     path = os.fspath(source) if isinstance(source, os.PathLike) else source
     file = sys.stdin.buffer if path == "-" else path
     if isinstance(file, ReadPipe) or not may_wait(file) or not hasattr(select, "poll"):
@@ -239,7 +239,7 @@ def _patient(source: Source) -> str | BinaryIO:
 
 
 def _part_of(file: RecordingFile) -> tuple[tuple[Any, Any], int]:
-    """Which recording a file is a part of, and its number."""
+    """The recording that a file is a part of, and the part's number."""
     run = file.info.run or {}
     part = run.get("part")
     return (run.get("zero_ns"), file.info.started_ns), part if type(part) is int else 0

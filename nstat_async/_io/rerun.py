@@ -1,9 +1,9 @@
-"""Running a recorded core once more.
+"""Runs a recorded core once more.
 
-A core is deterministic. So a recording of everything that it was given, by the same version of
-this library and from its start, is played to a core that is made in the same way, and the same
-events follow. What it asks for is compared with what was asked for then: the first difference
-is said, and the recording goes on to be played.
+A core is deterministic. So if a recording by the same version of this library has all inputs
+from the start, they are given to a core that is made in the same way, and the same
+events follow. The core's commands are compared with the recorded ones: the first difference
+is reported, and the replay continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .player import Player
 
 @attrs.frozen
 class _Steering:
-    """The recorded options, each as it was written."""
+    """The recorded options, as they were written."""
 
     providers: Any = None
     interval: Any = None
@@ -35,9 +35,9 @@ class _Steering:
 
 
 def rerun_of(info: RecordingInfo, protocol: Any, options: MonitorOptions) -> Rerun | None:
-    """The run of a recording, to be run again; `None` if it cannot be: it must be followed instead.
+    """A player that runs a recording again; `None` if that is not possible, so that it must be followed instead.
 
-    Of the options those that steer the conversation come from the recording.
+    The options of the kernel's conversation come from the recording.
     """
     try:
         run = from_json(steps.Run, info.run)
@@ -52,7 +52,7 @@ def rerun_of(info: RecordingInfo, protocol: Any, options: MonitorOptions) -> Rer
 
 
 class Rerun(Player):
-    """A core, not started, that gets what was recorded; `run` says how its clock is written."""
+    """Gives the recorded inputs to a core that is not started yet; `run` tells how its clock was written."""
 
     def __init__(self, core: Core, protocol: Any, run: steps.Run) -> None:
         super().__init__(protocol)
@@ -61,13 +61,13 @@ class Rerun(Player):
         self._zero = run.zero_ns
         core.epoch_offset = run.epoch_offset
         self.now = run.zero_ns / 1e9
-        self._issued: deque[Command] = deque()  # commands of this core that the recording was not yet seen to have
+        self._issued: deque[Command] = deque()  # commands of this core that are not yet found in the recording
         self._differs = False
 
     # --- input ---------------------------------------------------------------------
 
     def moment(self, record: Record) -> bool:
-        """Let time pass; False: the record claims to be earlier than the one before."""
+        """Let time pass; false if the record's time is earlier than that of the one before."""
         if record.time_ns < self.last:
             self.lose(1, f"record {record.index} is earlier than the one before it")
             return False

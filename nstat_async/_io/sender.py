@@ -16,21 +16,21 @@ from .nats import Connection, connect, trouble
 from .nats_access import NatsAccess
 
 ACK_SECONDS = 5.0
-"""Longest that an acknowledgement is waited for."""
+"""Most seconds for which `deliver` waits for an acknowledgement."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 
 
 @attrs.define(eq=False)
 class Sender:
-    """Keeps a connection, makes another one when it is lost, and publishes again what was not acknowledged.
+    """Keeps a connection, makes another one when it is lost, and publishes unacknowledged messages again.
 
     Args:
         servers: URLs of one cluster.
-        access: How to be let in; `None`: by the environment, looked at each time.
+        access: How to log in; `None`: as the environment says at each connection.
         stream: The stream that has the messages; the first machine makes it.
         host: Name of this machine.
-        report: Gets a line for a person when something changed.
-        counts: What was published.
+        report: Called with a line for a person when something changed.
+        counts: Counts what was published.
     """
 
     servers: tuple[str, ...]
@@ -50,14 +50,14 @@ class Sender:
 
     @property
     def max_payload(self) -> int | None:
-        """Bytes of a message that the server takes; `None` before the first connection."""
+        """Most bytes of a message that the server takes; `None` before the first connection."""
         return None if self._connection is None else self._connection.client.max_payload
 
     async def deliver(self, message: Message) -> None:
-        """Publish a message until the server has it.
+        """Publish a message, again and again until the server has it.
 
         Raises:
-            BackendUnavailableError: The first connection is refused for good: the server does not let us in.
+            BackendUnavailableError: The first connection is refused permanently: the login is wrong.
         """
         pause = FIRST_PAUSE
         while not await self._attempt(message):
@@ -67,13 +67,13 @@ class Sender:
         self._said = ""
 
     async def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
     async def _attempt(self, message: Message) -> bool:
-        """Publish a message; False if the server does not have it."""
+        """Publish a message once; false if the server does not have it."""
         try:
             await self._publish(await self._connected(), message)
         except trouble() as error:
@@ -97,7 +97,7 @@ class Sender:
                 await stream_of(connection, self.stream)  # the first machine makes it
             await self._publish_once(connection, message)
         except MaxPayloadError:
-            # Made for a server that took more. The next ones are smaller; readers see that this one is missing.
+            # The message was made for a server that took more. Later ones are smaller; readers see that this one is missing.
             self._say(f"a message of {len(message.data)} bytes is larger than the server takes: it is lost")
 
     async def _publish_once(self, connection: Connection, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Why an SQLite file cannot be opened: the system says more than SQLite does."""
+"""Explains why an SQLite file cannot be opened: the system tells more than SQLite."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import sys
 from pathlib import Path
 
 _LEAST_SPACE = 64 << 10
-"""Bytes that SQLite needs to begin: a page of the file, and 32 KiB for what lists the log's pages."""
+"""Bytes that SQLite needs to start: a page of the file, and 32 KiB for the index of the log."""
 _DESCRIPTORS = 4
-"""That SQLite needs: for the file, its log, what lists the log's pages, and the folder."""
+"""Descriptors that SQLite needs: for the file, its log, the index of the log, and the folder."""
 
 
 def may_make_files(folder: Path) -> bool:
-    """True where SQLite can keep what belongs to a file beside it."""
+    """True if SQLite can make its other files beside a file."""
     return os.access(folder, os.W_OK | os.X_OK)
 
 
 def why_not_opened(path: str | os.PathLike[str], error: Exception, *, write: bool) -> str:
-    """What the system says of the file, else SQLite's word.
+    """The system's reason, or else SQLite's message.
 
     Args:
         path: The file.
-        error: What SQLite said.
-        write: Whether it was to be written, and made if it is not there.
+        error: SQLite's error.
+        write: The file was to be written, and made if it did not exist.
     """
     folder = Path(path).parent
     if Path(path).is_dir():
@@ -40,13 +40,13 @@ def why_not_opened(path: str | os.PathLike[str], error: Exception, *, write: boo
     finally:
         for descriptor in opened:
             os.close(descriptor)
-    if write and _space(folder) < _LEAST_SPACE:  # to SQLite that is "disk I/O error"
+    if write and _space(folder) < _LEAST_SPACE:  # SQLite would say "disk I/O error"
         return os.strerror(errno.ENOSPC)
     return str(error) if not write or may_make_files(folder) else _why_none_is_made(folder)
 
 
 def _space(folder: Path) -> int:
-    """Bytes that may still be written there; very many where the system does not tell."""
+    """Bytes that may still be written there; very many if the system does not tell."""
     if not hasattr(os, "statvfs"):
         return sys.maxsize
     facts = os.statvfs(folder)

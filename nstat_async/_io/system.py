@@ -1,4 +1,4 @@
-"""Which operating system this is: the one place that asks."""
+"""Tells which operating system this is; no other module asks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ LINUX = "linux"
 
 
 def system() -> str:
-    """Name of this operating system, as Python has it."""
+    """Name of this operating system, as Python calls it."""
     return sys.platform
 
 
 def is_here(platform: str) -> bool:
-    """True if this is that operating system."""
+    """True if this operating system is `platform`."""
     return system().startswith(platform)
 
 
 def require(platform: str, backend: str, what: str) -> None:
-    """See that this is that operating system.
+    """Check that this operating system is `platform`.
 
     Raises:
-        BackendUnavailableError: It is another one; `what` says what is missing here.
+        BackendUnavailableError: It is another one; `what` tells what is missing here.
     """
     if not is_here(platform):
         raise BackendUnavailableError(backend, UnavailableReason.PLATFORM, f"this is {system()}; {what}")

@@ -1,4 +1,4 @@
-"""What the kernel counts of a whole network namespace: ``/proc/net/dev``, ``snmp`` and ``snmp6`` (``proc(5)``)."""
+"""Reads the kernel's counters of a whole network namespace: ``/proc/net/dev``, ``snmp`` and ``snmp6`` (``proc(5)``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from .linux import THREAD_NET
 
 _MOST = 4096
-"""Interfaces that are looked at."""
+"""Most interfaces that are read."""
 
 
 def read_traffic(net: str = THREAD_NET) -> tuple[tuple[tuple[str, int, int], ...], tuple[int, int]]:
