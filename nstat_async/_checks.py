@@ -34,7 +34,7 @@ def check_number(
         limits = [*([] if least is None else [f"at least {least:g}"]), *([] if most is None else [f"at most {most}"])]
         right = f"{'' if least == 0 else 'positive '}{'whole ' if whole else ''}number"
         shown = repr(value) if not isinstance(value, int) or value < 1 << 80 else "what was given"
-        hint = "; None stands for none" if optional and not number else ""
+        hint = "; None means none" if optional and not number else ""
         raise UsageError(f"{name}: {shown} is not a {right}{' of ' if limits else ''}{' and '.join(limits)}{hint}")
 
 

@@ -135,7 +135,7 @@ def _loaded(line: str | bytes, event_of: Callable[[dict[str, Any]], Any]) -> Any
         event: AnyEvent | Row = event_of(data)
     except (*_UNREADABLE, RecursionError) as error:
         raw = line.encode(errors="backslashreplace") if isinstance(line, str) else line
-        raise ProtocolError(f"no event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
+        raise ProtocolError(f"not an event line: {error}", raw=bytes(raw[:_MOST_SHOWN])) from error
     return event
 
 

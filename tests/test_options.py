@@ -35,7 +35,7 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
         ({"overflow": "panic"}, "overflow: 'panic' is not one of 'coalesce', 'block', 'all'"),
         ({"flow_filter": 7}, "flow_filter: 7 is neither"),
         ({"flow_filter": "port=443"}, "flow_filter: 'port=443' is neither .*filters.parse makes a filter of text"),
-        ({"pulse": "off"}, "pulse: 'off' is not .*; None stands for none"),
+        ({"pulse": "off"}, "pulse: 'off' is not .*; None means none"),
         ({"interval": 10**400}, "interval: what was given is not a positive number of at most"),
         ({"interval": float("inf")}, "interval: inf is not"),
         ({"receive_buffer": 1.5}, r"receive_buffer: 1\.5 is not a positive whole number"),

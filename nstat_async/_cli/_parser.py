@@ -20,7 +20,7 @@ _PARAMETERS = {
     "spool_bytes": "spool_size",
 }
 """Parameters of the library whose options have other names."""
-_CHOICE = re.compile(r"'([^']*)' is (?:none|not one) of ([^;]+)$")
+_CHOICE = re.compile(r"'([^']*)' is not one of ([^;]+)$")
 """The form of all messages about an unknown word."""
 
 

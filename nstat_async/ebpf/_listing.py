@@ -160,7 +160,7 @@ def _map(text: str) -> MapSpec:
 def _instruction(line: str) -> bytes:
     slot = bytes.fromhex(line[:17])
     if len(slot) != 8:
-        raise ValueError(f"{len(slot)} bytes are no instruction")
+        raise ValueError(f"{len(slot)} bytes are not an instruction")
     return slot
 
 

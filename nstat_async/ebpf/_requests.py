@@ -130,7 +130,7 @@ def decode_request(data: bytes) -> tuple[Operation, tuple[int, ...], bytes]:
         cookies = struct.unpack_from(f"={count}Q", data, _REQUEST.size)
         return Operation(number), cookies, data[_REQUEST.size + 8 * count :]
     except (struct.error, ValueError) as error:
-        raise ProtocolError(f"no request for eBPF maps: {error}", raw=data) from error
+        raise ProtocolError(f"not a request for eBPF maps: {error}", raw=data) from error
 
 
 def encode_answer(operation: Operation, keys: bytes, values: bytes, *, last: bool, errno: int = 0) -> bytes:
@@ -153,7 +153,7 @@ def decode_answer(data: bytes) -> Answer:
         number, length, last, errno = _ANSWER.unpack_from(data)
         operation = Operation(number)
     except (struct.error, ValueError) as error:
-        raise ProtocolError(f"no answer of eBPF maps: {error}", raw=data) from error
+        raise ProtocolError(f"not an answer of eBPF maps: {error}", raw=data) from error
     keys, values = data[_ANSWER.size : _ANSWER.size + length], data[_ANSWER.size + length :]
     if operation is Operation.STATISTICS:
         if len(values) != _STATISTICS.size:

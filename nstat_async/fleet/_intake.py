@@ -185,7 +185,7 @@ def _check(event: AnyEvent | Row) -> None:
         ProtocolError: It is not an event of a machine, or its counters are not numbers of 64 bits.
     """
     if isinstance(event, Row):
-        raise ProtocolError("it is a row of a table, no event")
+        raise ProtocolError("it is a row of a table, not an event")
     if isinstance(event, HostUpdated):
         raise ProtocolError("host_updated is an event that readers make; no machine sends it")
     counts = getattr(event, "counts", None)

@@ -62,7 +62,7 @@ def _notes(kernel: Kernel, client: Client | None, proof: Proof) -> Iterator[str]
         yield "this kernel reports a close up to a minute late and without final counts"
     if isinstance(client, Subscription) and client.has_small_buffer:
         how = "polls are answered in portions" if kernel.resumes_polls else "what overflows is asked for one by one"
-        more = ", and every fifth poll alone reads all descriptions anew" if kernel.has_updates else ""
+        more = ", and only every fifth poll reads all descriptions" if kernel.has_updates else ""
         yield f"the receive buffer is small: {how}{more}"
     if kernel.is_newer:
         yield "this kernel may show an ordinary user only that user's flows; root may see more"

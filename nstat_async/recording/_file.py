@@ -42,7 +42,7 @@ class RecordingFile:
             more = self._more()
             if more is None:
                 if not self._ended:
-                    raise RecordingError("the recording has no beginning yet")
+                    raise RecordingError("the beginning of the recording is not there yet")
                 break
             self._pending += more
 

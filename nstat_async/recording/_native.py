@@ -159,7 +159,9 @@ class NativeParser(PiecewiseParser):
         while end - at >= _HEAD:
             marker, number, flags, length, client, time_ns = unpack(data, at)
             if marker != _MARKER or flags > FLAG_EXTRA or length > longest[number * 2 + flags]:
-                at = self._pass(data, at, "bytes that begin no record" if marker != _MARKER else "an impossible record")
+                at = self._pass(
+                    data, at, "bytes that do not begin a record" if marker != _MARKER else "an impossible record"
+                )
                 continue
             stop = at + _HEAD + length
             if stop > end:

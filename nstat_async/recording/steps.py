@@ -189,6 +189,6 @@ def read_step(value: Any) -> Step:
         ProtocolError: It is none, or one that this version does not know.
     """
     if not isinstance(value, dict):
-        raise ProtocolError("no step")
+        raise ProtocolError("not a step")
     step: Step = _STEPS.read(value)
     return step

@@ -201,7 +201,7 @@ class PulseReport:
         try:
             return from_json(cls, json.loads(data))
         except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"no report of a pulse: {error}", raw=data) from error
+            raise ProtocolError(f"not a report of a pulse: {error}", raw=data) from error
 
 
 @attrs.frozen

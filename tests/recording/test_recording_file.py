@@ -190,7 +190,7 @@ def test_a_growing_file_is_read_as_far_as_it_is(tmp_path, compress):
 def test_a_growing_file_needs_a_beginning(tmp_path):
     """Before the header is there it cannot be opened, and the error says so."""
     for data in (b"", b"\x1f", native()[:20]):
-        with pytest.raises(errors.RecordingError, match="no beginning yet"):
+        with pytest.raises(errors.RecordingError, match="the beginning of the recording is not there yet"):
             open_recording(io.BytesIO(data), growing=True)
 
 

@@ -301,5 +301,5 @@ def test_copies_keep_damage_visible():
         assert copy(source, writer(file, INFO)) == 8
         copied = read(file.getvalue())[1]
         assert [r.index for r in copied] == [r.index for r in source]
-        assert copied[2].text.startswith("damage: bytes that begin no record (2 bytes at offset")
+        assert copied[2].text.startswith("damage: bytes that do not begin a record (2 bytes at offset")
         assert copied[7].text.startswith("a record of kind to_kernel left out")
