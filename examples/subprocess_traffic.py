@@ -2,8 +2,8 @@
 
     python subprocess_traffic.py curl -sO https://example.com/
 
-Counts the process that was started, not the children that it starts. Linux tells the owner
-of a connection while it is open: one that is shorter than the polling interval has none.
+Counts the process that was started, not the children that it starts. On Linux without eBPF the
+owner of a connection is found while it is open: one that lasts only milliseconds may have none.
 """
 
 import contextlib
