@@ -154,7 +154,7 @@ _FILE: dict[str, Any] = {"type": _name, "metavar": "FILE"}
 _FLAG: dict[str, Any] = {"action": "store_true"}
 _LIST: dict[str, Any] = {"action": "append"}
 _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
-    "where from": {
+    "source": {
         "--backend": {
             "type": _backend, "default": "auto", "metavar": "BACKEND",
             "help": "auto (default), kctl, sock_diag, emulated, unix:PATH, replay:FILE or fleet:URL",
@@ -192,8 +192,8 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 """Options that commands share, by the headings of ``--help``."""
-_KERNEL = {"--kernel": _GROUPS["where from"]["--kernel"]}
-_LIVE = ("where from", "timing", "which flows")
+_KERNEL = {"--kernel": _GROUPS["source"]["--kernel"]}
+_LIVE = ("source", "timing", "which flows")
 
 
 def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
@@ -212,7 +212,7 @@ def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
 
 _STREAM = {
     **_form("event_columns", "time,event,pid,name,remote,rx_bytes"),
-    "--details": {**_FLAG, "help": "with --json: also the details of reports, and the counts before"},
+    "--details": {**_FLAG, "help": "with --json: also the details of reports, and the previous counts"},
     "--every-update": {**_FLAG, "help": "show every report, also those that change nothing"},
     "--utc": {**_FLAG, "help": "times of the text form in UTC"},
     "--quiet": {**_FLAG, "help": "print no events; count them, and say so at the end"},
@@ -335,7 +335,7 @@ COMMANDS: dict[str, Command] = {
         needs={"--keep": ("--rotate-size", "--rotate-every")},
     ),
     "publish": Command(
-        "this machine's events to a NATS server",
+        "send this machine's events to a NATS server",
         "Publishes the events of this machine to NATS JetStream, for a fleet: --backend fleet:URL shows all machines "
         "that do. Needs the extra: pip install 'nstat-async[nats]'.",
         "nstat-async publish nats://192.0.2.1:4222 --host web1\n  nstat-async top --backend fleet:nats://192.0.2.1:4222",
@@ -354,8 +354,8 @@ COMMANDS: dict[str, Command] = {
         needs={"--spool-size": ("--spool",)},
     ),
     "replay": Command(
-        "a recording as events",
-        "A recording as events: `watch` on a file.",
+        "stream the events of a recording",
+        "Streams the events of a recording, as `watch` streams those of a kernel.",
         "nstat-async replay session.nstat\n  nstat-async replay --speed 1 --json old.bin --kernel xnu-2422.115.4",
         {
             "file": {
@@ -396,8 +396,8 @@ COMMANDS: dict[str, Command] = {
         apart=dict.fromkeys(("--host", "--port"), ("--unix-socket",)),
     ),
     "history": Command(
-        "record into a history, or ask it",
-        "Asks a history of traffic, an SQLite file: who used how much, and when. With --record: writes it, until stopped.",
+        "record a history of traffic, or query it",
+        "Queries a history of traffic, an SQLite file: who used how much, and when. With --record: writes it, until stopped.",
         "nstat-async history traffic.db --record --keep 90d\n"
         "  nstat-async history traffic.db --since 7d --by remote\n"
         "  nstat-async history traffic.db --name curl --step 1h",
@@ -414,7 +414,7 @@ COMMANDS: dict[str, Command] = {
                 "choices": ("name", "process", "user", "unit", "container", "pod", "remote", "outcome"), "default": "name",
                 "help": "who (default: name of the process)",
             },
-            "--step": {"type": _span, "metavar": "T", "help": "when, in steps such as 1h or 1d, instead of who"},
+            "--step": {"type": _span, "metavar": "T", "help": "a row for each span of time such as 1h or 1d, instead of who"},
             "--since": {"type": _since, "metavar": "WHEN", "help": "from this time on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
             "--until": {"type": _since, "metavar": "WHEN", "help": "until this time, in the same forms"},
             "--name": {"type": _name, "metavar": "NAME", "help": "only processes of this name"},
@@ -433,7 +433,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "messages": Command(
-        "every protocol message of a recording, decoded",
+        "print every protocol message of a recording, decoded",
         "Every protocol message of a recording, decoded to the last field: one JSON object per line.",
         "nstat-async messages session.nstat | jq 'select(.type == \"ERROR\")'",
         {
@@ -447,7 +447,7 @@ COMMANDS: dict[str, Command] = {
         "What this machine offers, with a live self-check. Exit status 1 when nothing works.",
         "nstat-async doctor --json",
         _json("the findings as one JSON object"),
-        ("where from",),
+        ("source",),
         without=("--extras", "--ebpf", "--pulse", "--since"),
     ),
     "emulate": Command(
