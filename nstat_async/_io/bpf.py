@@ -1,8 +1,8 @@
-"""The system call ``bpf(2)``, by ctypes: maps, programs, links.
+"""Calls ``bpf(2)`` by ctypes: maps, programs, links.
 
-Attributes are laid out as in ``union bpf_attr`` of ``include/uapi/linux/bpf.h``. A kernel takes a shorter attribute
-than it knows (the rest counts as zero), and refuses a longer one only where what it doesn't know isn't zero: so every
-attribute here ends where an old kernel's does, unless a token is given.
+Attributes have the layout of ``union bpf_attr`` of ``include/uapi/linux/bpf.h``. A kernel takes a shorter attribute
+than it knows (the rest counts as zero), and refuses a longer one only if the part that it does not know is not zero. So
+each attribute here ends where an old kernel's does, unless a token is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from ..ebpf import MapSpec
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361}
-"""The system call's number by machine, where pointers have 64 bits and the low byte comes first."""
+"""The system call's number by machine; all of these have 64-bit pointers and are little-endian."""
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE = 0, 1, 2, 3
 _PROG_LOAD, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LOOKUP_AND_DELETE = 5, 15, 17, 21
 _LOOKUP_BATCH, _LINK_CREATE, _ITER_CREATE, _TOKEN_CREATE = 24, 28, 33, 36
@@ -29,14 +29,14 @@ _ENOTSUPP = 524
 _NOEXIST = 1
 _LOG_SIZE = 1 << 18
 _LOAD_ATTEMPTS = 5
-"""The verifier gives up with EAGAIN when a signal is pending."""
+"""How often a program is loaded: the verifier gives up with EAGAIN when a signal is pending."""
 _INFO = struct.Struct("=208xQ16x")
-"""``struct bpf_prog_info`` up to ``verified_insns`` and what aligns it; the number is ``recursion_misses``."""
+"""``struct bpf_prog_info`` up to ``verified_insns`` and its padding; the number is ``recursion_misses``."""
 NO_TOKEN = -1
 
 
 class VerifierError(OSError):
-    """The kernel refused a program, and its verifier says why in `log`."""
+    """The kernel refused a program; `log` is the verifier's log."""
 
     log = ""
 
@@ -59,7 +59,7 @@ def _number() -> int:
 
 
 def _bpf(command: int, attribute: bytes | bytearray) -> tuple[int, bytes]:
-    """One call: what it returned, and the attribute with what the kernel wrote into it."""
+    """Make one call; returns its result, and the attribute as the kernel changed it."""
     buffer = ctypes.create_string_buffer(bytes(attribute), len(attribute))
     result = _system_call()(_number(), command, buffer, len(attribute))
     if result < 0:
@@ -97,11 +97,11 @@ def load_program(
         code: Its instructions.
         license_name: Its licence.
         types: ``enum bpf_prog_type`` and ``enum bpf_attach_type``.
-        btf_id: What it is attached to, where its type wants that.
-        token: A BPF token; `NO_TOKEN`: by the privileges of the process.
+        btf_id: BTF id of the function that it is attached to, if its type needs one.
+        token: A BPF token; `NO_TOKEN`: use the privileges of the process.
 
     Raises:
-        VerifierError: The kernel refused; with the verifier's log, where there is one.
+        VerifierError: The kernel refused; with the verifier's log, if there is one.
     """
     instructions = ctypes.create_string_buffer(code, len(code))
     text = ctypes.create_string_buffer(license_name.encode())
@@ -127,7 +127,7 @@ def load_program(
             0,
         )
         if token >= 0:
-            attribute += struct.pack("=28xi", token)  # what lies between is about relocations by the kernel
+            attribute += struct.pack("=28xi", token)  # the fields between are for relocations by the kernel
         for _ in range(_LOAD_ATTEMPTS):
             try:
                 return _bpf(_PROG_LOAD, attribute)[0]
@@ -139,7 +139,7 @@ def load_program(
         return attempt(0)
     except OSError:
         pass
-    try:  # once more for the log: it costs time that a program that loads need not spend
+    try:  # load again to get the log, which would slow down a successful load
         return attempt(1)
     except OSError as error:
         refused = VerifierError(error.errno, error.strerror, name)
@@ -148,7 +148,7 @@ def load_program(
 
 
 def open_tracepoint(program: int) -> int:
-    """Attach a tracing program to what it was loaded for; the descriptor holds it there.
+    """Attach a tracing program where it was loaded for; it stays attached while the descriptor is open.
 
     Raises:
         OSError: The kernel refused.
@@ -157,7 +157,7 @@ def open_tracepoint(program: int) -> int:
 
 
 def create_link(program: int, target: int, attach_type: int) -> int:
-    """Attach a program to a cgroup, or make an iterator's link (target 0); the descriptor holds it there.
+    """Attach a program to a cgroup, or make an iterator's link (target 0); it stays while the descriptor is open.
 
     Raises:
         OSError: The kernel refused.
@@ -166,7 +166,7 @@ def create_link(program: int, target: int, attach_type: int) -> int:
 
 
 def create_iterator(link: int) -> int:
-    """Begin a walk: a descriptor to read rows from.
+    """Begin a walk, and return a descriptor from which its rows are read.
 
     Raises:
         OSError: The kernel refused.
@@ -175,7 +175,7 @@ def create_iterator(link: int) -> int:
 
 
 def read_rows(descriptor: int, size: int) -> bytes:
-    """The next rows of a walk, so many bytes at most; nothing behind the last.
+    """Read the next rows of a walk, at most `size` bytes; nothing after the last row.
 
     Raises:
         OSError: The kernel refused.
@@ -183,12 +183,12 @@ def read_rows(descriptor: int, size: int) -> bytes:
     while True:
         try:
             return os.read(descriptor, size)
-        except BlockingIOError:  # a million objects of which none has a row: go on
+        except BlockingIOError:  # a million objects without a row: go on
             continue
 
 
 def create_token(bpffs: int) -> int:
-    """A BPF token from the root of a bpffs that was delegated to this user namespace (Linux 6.9).
+    """Make a BPF token by the root of a bpffs that was delegated to this user namespace (Linux 6.9).
 
     Raises:
         OSError: The kernel refused.
@@ -203,7 +203,7 @@ def _element(command: int, descriptor: int, key: bytes, value: Any, flags: int =
 
 
 def map_lookup(descriptor: int, key: bytes, size: int) -> bytes | None:
-    """The value of a key; `None` where there is none.
+    """The value of a key; `None` if there is none.
 
     Raises:
         OSError: The kernel refused.
@@ -221,7 +221,7 @@ def _found(command: int, descriptor: int, key: bytes, size: int) -> bytes | None
 
 
 def map_take(descriptor: int, key: bytes, size: int) -> bytes | None:
-    """The value of a key, which is removed; `None` where there is none.
+    """Remove a key and return its value; `None` if there is none.
 
     Raises:
         OSError: The kernel refused.
@@ -231,14 +231,14 @@ def map_take(descriptor: int, key: bytes, size: int) -> bytes | None:
     except OSError as error:
         if error.errno not in {_ENOTSUPP, errno.EINVAL}:
             raise
-    value = _found(_LOOKUP, descriptor, key, size)  # before 5.14 a hash has no such thing
+    value = _found(_LOOKUP, descriptor, key, size)  # hashes have no such operation before 5.14
     if value is not None:
         map_delete(descriptor, key)
     return value
 
 
 def map_update(descriptor: int, key: bytes, value: bytes) -> bool:
-    """Insert a new key; False where it is there already or the map is full.
+    """Insert a new key; false if it exists, or if the map is full.
 
     Raises:
         OSError: The kernel refused for another reason.
@@ -253,7 +253,7 @@ def map_update(descriptor: int, key: bytes, value: bytes) -> bool:
 
 
 def map_delete(descriptor: int, key: bytes) -> bool:
-    """Remove a key; False where there was none.
+    """Remove a key; false if there was none.
 
     Raises:
         OSError: The kernel refused.
@@ -268,13 +268,13 @@ def map_delete(descriptor: int, key: bytes) -> bool:
 def map_batch(
     descriptor: int, cursor: bytes | None, sizes: tuple[int, int], most: int
 ) -> tuple[bytes, bytes, bytes | None]:
-    """Some entries of a hash map (Linux 5.6).
+    """Read some entries of a hash map (Linux 5.6).
 
     Args:
         descriptor: The map.
-        cursor: Where the last batch ended; `None` to begin.
-        sizes: Of a key and of a value, in bytes.
-        most: Entries at most, unless one bucket of the hash holds more: then as many as it takes.
+        cursor: Where the last batch ended; `None`: start.
+        sizes: Bytes of a key and of a value.
+        most: Most entries; more only if one bucket of the hash has more.
 
     Returns:
         Keys, values, and the next cursor; `None` after the last.

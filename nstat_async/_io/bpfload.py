@@ -1,4 +1,4 @@
-"""Load the eBPF programs: as many of them as the kernel grants, and none that makes no sense alone."""
+"""Loads the eBPF programs: as many of them as the kernel grants, and none without the others that it needs."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ BPFFS_PATH = "/sys/fs/bpf"
 NETLINK_SOCK_DIAG = 4
 _SO_NETNS_COOKIE = 71
 _TRACING = 26
-"""``BPF_PROG_TYPE_TRACING``: attached to a type of the kernel's BTF."""
+"""``BPF_PROG_TYPE_TRACING``: programs that are attached to a type of the kernel's BTF."""
 _REMOVERS = frozenset({"released", "tcp_state"})
 _SMALLEST = MapSpec("permission", 2, max_entries=1, key=4, value=8)
-"""``BPF_MAP_TYPE_ARRAY``: whoever may make it may make the others."""
+"""A small ``BPF_MAP_TYPE_ARRAY``: a process that may make it may make the other maps, too."""
 _UNUSED_PEERS = 16
-"""Entries of the map of peers where nobody counts them: the programs name it all the same."""
+"""Entries of the map of peers if it is not used; the programs refer to it in any case."""
 
 
 def namespace_cookie() -> int | None:
     """The cookie of this network namespace; `None` before Linux 5.14.
 
-    By a socket that no program looks at: the kernel frees one a while after it was closed, when programs may be attached.
-    Of a protocol that is needed in any case: others may be forbidden.
+    A socket tells it that no program looks at: the kernel frees a socket a while after it was closed, when programs may be
+    attached already. Its protocol is one that is needed in any case, because others may be forbidden.
     """
     with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as probe:
         return socket_number(probe, _SO_NETNS_COOKIE)
@@ -79,7 +79,7 @@ def listing() -> Listing:
 
 @functools.cache
 def _resolved() -> Kernel:
-    """Their fields in the running kernel, which stays the same."""
+    """The programs' fields in the running kernel, which never change."""
     return resolve(listing(), Path(BTF_PATH).read_bytes())
 
 
@@ -94,9 +94,9 @@ def _power_of_two(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
 
 
 def ring_size(memory: int | None = None) -> int:
-    """Bytes of a ring for a machine with so much memory (`None`: this one): a thousandth of it, 4 MiB at least and 32 MiB at most.
+    """Bytes of a ring for a machine with this much memory (`None`: this one): a thousandth of it, between 4 and 32 MiB.
 
-    It is allocated at once. Its records wait while the event loop is busy: a storm of new connections makes faster than Python takes in.
+    It is allocated at once. Records wait in it while the event loop is busy: a storm of new connections is faster than Python.
     """
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -105,7 +105,7 @@ def ring_size(memory: int | None = None) -> int:
 
 @attrs.frozen(kw_only=True)
 class EbpfSettings:
-    """How the source is set up."""
+    """The settings of the eBPF source."""
 
     every_namespace: bool = False
     """Watch all network namespaces, not just this one."""
@@ -116,9 +116,9 @@ class EbpfSettings:
     flows: int = attrs.field(default=1 << 16, validator=_positive)
     """Sockets that can be counted at once; 184 bytes of kernel memory each, in advance."""
     most_peers: int = attrs.field(default=1 << 14, validator=_positive)
-    """Remote addresses that are kept; the least recently used one makes room."""
+    """Most remote addresses that are kept; the least recently used one is removed for a new one."""
     cgroup: str | None = attrs.field(factory=mounted_at)
-    """Where cgroup2 is mounted; sockets of this cgroup and those below are seen. `None`: do without."""
+    """Where cgroup2 is mounted; sockets of this cgroup and those below are seen. `None`: do not use cgroups."""
     bpffs: str | None = BPFFS_PATH
     """A bpffs that may have been delegated to this user namespace."""
     without: frozenset[str] = frozenset()
@@ -135,7 +135,7 @@ class _RefusedError(Exception):
 
 @attrs.define(eq=False)
 class Loaded:
-    """A set of maps and programs, and what closes them."""
+    """The maps and programs that are loaded, and the stack that closes them."""
 
     close: contextlib.ExitStack
     maps: dict[str, int]
@@ -144,27 +144,27 @@ class Loaded:
 
 
 def unavailable(refusal: Refusal) -> BackendUnavailableError:
-    """A refusal as the error that says that the source cannot be had."""
+    """The error for a refusal: the source is not available."""
     return BackendUnavailableError("ebpf", refusal.reason, str(refusal))
 
 
 class Loader:
-    """Tries sets of programs, from all of them downwards, until what is left is granted whole."""
+    """Tries sets of programs, first all of them and then fewer, until one set is granted completely."""
 
     def __init__(self, settings: EbpfSettings) -> None:
         self._settings = settings
         self._mptcp = True
         self._token = NO_TOKEN
         self.undo = contextlib.ExitStack()
-        """What is needed while loading and not afterwards: a link keeps its cgroup, a program its rights."""
+        """Closes the things that only loading needs: a link keeps its cgroup, a program its rights."""
         self.refusals: dict[str, Refusal] = {}
         self.namespace = 0 if settings.every_namespace else namespace_cookie() or 0
 
     def load(self) -> Loaded:
-        """The largest set that is granted.
+        """Load the largest set that is granted.
 
         Raises:
-            BackendUnavailableError: Nothing is.
+            BackendUnavailableError: No set is granted.
         """
         with self.undo:
             self._ask_for_permission()
@@ -180,14 +180,14 @@ class Loader:
         raise unavailable(self._decisive())
 
     def _ask_for_permission(self) -> None:
-        """See that maps may be made at all, before the time is taken to read the kernel's types."""
+        """Check that we may make maps, before the kernel's types are read, which takes time."""
         try:
             os.close(self._make_map(_SMALLEST))
         except OSError as error:
             raise unavailable(refusal_for("maps", error.errno or 0)) from error
 
     def _decisive(self) -> Refusal:
-        """The refusal to report where nothing is granted: privileges before anything else, and what the kernel said."""
+        """The refusal to report if nothing is granted: first of all missing privileges, then the kernel's reason."""
         refusals = [*self.refusals.values(), no_company("tcp_state", ())]
         return min(refusals, key=lambda one: (one.reason is not UnavailableReason.PERMISSION, one.errno == 0))
 
@@ -216,7 +216,7 @@ class Loader:
         return descriptor
 
     def _possible(self, kernel: Kernel, cgroup: int | None) -> frozenset[str]:
-        """The programs for which this kernel has a place."""
+        """The programs that this kernel has hooks for."""
         possible = set()
         for name, program in self._listing.programs.items():
             section = program.section
@@ -235,8 +235,8 @@ class Loader:
         return left
 
     def _without(self, wanted: frozenset[str], refusal: Refusal) -> frozenset[str]:
-        """What is left to try after a refusal."""
-        if refusal.what not in wanted:  # a map: no set of programs does without
+        """The programs to try after a refusal."""
+        if refusal.what not in wanted:  # a map: every set of programs needs it
             self.refusals[refusal.what] = refusal
             return frozenset()
         if self._mptcp and refusal.what in {"sent", "received"}:
@@ -262,7 +262,7 @@ class Loader:
             for program in programs:
                 code = patch(program, kernel, loaded.maps, constants)
                 loaded.programs[program.name] = self._held(undo, program.name, self._load, program, code, kernel)
-            # Those that remove entries come first: nothing is made that nobody removes.
+            # Programs that remove entries come first, so that each entry is removed.
             for program in sorted(programs, key=lambda program: program.name not in _REMOVERS):
                 descriptor = loaded.programs[program.name]
                 loaded.links[program.name] = self._held(undo, program.name, _attach, program, descriptor, cgroup)
@@ -270,7 +270,7 @@ class Loader:
             return loaded
 
     def _held(self, undo: contextlib.ExitStack, what: str, make: Callable[..., int], *arguments: Any) -> int:
-        """A descriptor that is closed in the end.
+        """Make a descriptor that is closed at the end.
 
         Raises:
             _RefusedError: It was refused.
@@ -304,7 +304,7 @@ class Loader:
             return create_map(spec, self._token)
 
     def _take_token(self) -> bool:
-        """Ask a delegated bpffs for what the process itself may not."""
+        """Ask a delegated bpffs for a token, which grants more than the process's own rights."""
         if self._settings.bpffs is None:
             return False
         with contextlib.suppress(OSError):

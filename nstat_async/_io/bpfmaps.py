@@ -1,7 +1,7 @@
-"""The maps of the eBPF programs as a channel: requests are sent, answers are read in pieces.
+"""Makes the maps of the eBPF programs a channel: requests are sent, answers are read in pieces.
 
-A piece is what one or two milliseconds suffice for, its digestion included, so that a large map does not hold the event loop. An event
-descriptor (``eventfd(2)``) is readable while pieces are to be had.
+A piece takes one or two milliseconds, the core's work included, so that a large map does not hold the event loop. An
+event descriptor (``eventfd(2)``) is readable while there are pieces.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from .ring import Ring, fence
 BATCH = 256
 """Entries in one piece."""
 ROWS = 48 * OWNER.size
-"""Bytes of an iterator's rows in one piece, a multiple of one: the kernel cuts where the buffer ends."""
+"""Bytes of an iterator's rows in one piece. It is a multiple of a row, because the kernel cuts where the buffer ends."""
 _COPIES = ("tcp_state", "tcp_state_again")
-"""Of a change of state that both are skipped for nobody tells."""
+"""The two copies of a program: if the kernel skips both, a change of state is not reported."""
 _SKIPPED = frozenset({*_COPIES, "sent", "received"})
 _COUNTERS = 4
 _MOVED = 8
 
 
 class SharedCounters:
-    """The map of statistics, in memory that the kernel writes: reading it is no system call."""
+    """The map of statistics in shared memory, which is read without a system call."""
 
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._numbers = memoryview(self._map)[: 8 * (_MOVED + 1)].cast("Q")
 
     def read(self) -> tuple[int, ...]:
-        """Those that only grow, in the order of ``enum statistic``."""
+        """The counters that only grow, in the order of ``enum statistic``."""
         return tuple(self._numbers[:_COUNTERS].tolist())
 
     def take_moved(self) -> int:
-        """Whether a count in the map of flows grew since the last call: what grows from now on is said by the next."""
+        """Whether a count in the map of flows grew since the last call; later growth is told by the next call."""
         moved = self._numbers[_MOVED]
         if moved:
             self._numbers[_MOVED] = 0
-            fence()  # the counts are read after it
+            fence()  # the counts are read after this
         return moved
 
     def close(self) -> None:
@@ -71,9 +71,9 @@ class MapsChannel:
     Args:
         maps: Descriptors by name; the caller keeps and closes them.
         programs: Descriptors of the attached programs by name, as above.
-        owners: The iterator's link; `None` where there is none.
+        owners: The iterator's link; `None` if there is none.
         counters: The statistics, as above.
-        ring: The ring, for what was found in it.
+        ring: The ring, for its counters.
     """
 
     immediate = True
@@ -99,14 +99,14 @@ class MapsChannel:
         self._closed = False
 
     def fileno(self) -> int:
-        """The descriptor to wait on: readable while an answer is not read to its end."""
+        """The descriptor to wait on: readable while an answer is not completely read."""
         return self._event
 
     def send(self, data: bytes) -> None:
         """Take a request.
 
         Raises:
-            OSError: It is none; or a map refuses to be changed.
+            OSError: It is not a request, or a map cannot be changed.
         """
         try:
             operation, cookies, body = decode_request(data)
@@ -128,7 +128,7 @@ class MapsChannel:
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
         """Append one piece of an answer; see `Channel`."""
-        del most  # a piece is as much as the loop takes in at once
+        del most  # one piece is as much as the loop should take at once
         while self._work:
             piece = next(self._work[0], None)
             if piece is not None:
@@ -153,7 +153,7 @@ class MapsChannel:
         os.close(self._event)
 
     def _guarded(self, operation: Operation, answers: Iterator[bytes]) -> Iterator[bytes]:
-        """An answer always ends, with the error where there is one."""
+        """Make sure that an answer ends, with the error if there is one."""
         try:
             yield from answers
         except OSError as error:

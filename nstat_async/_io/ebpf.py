@@ -1,6 +1,6 @@
 """The eBPF source: attached programs, and the channels that read them.
 
-All that is held are descriptors of this process: when it ends, by SIGKILL too, the kernel detaches and frees everything.
+The programs are held only by descriptors of this process: when it ends, even by SIGKILL, the kernel frees everything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .ring import MappedRing, RingChannel
 _SO_COOKIE = 57
 _NANOSECONDS = 1_000_000_000
 _PIECE = 512 * CHANGED.size
-"""As much as the kernel keeps of a walk."""
+"""As many bytes as the kernel keeps of a walk."""
 
 
 class EbpfSource:
@@ -45,28 +45,28 @@ class EbpfSource:
     def __init__(self, settings: EbpfSettings, loaded: Loaded, refusals: tuple[Refusal, ...], namespace: int) -> None:
         self.settings = settings
         self.namespace = namespace
-        """Cookie of the network namespace whose sockets are seen; 0: those of all, also where the kernel is too old
-        (before 5.14) to be asked for the cookie of this one."""
+        """Cookie of the network namespace whose sockets are seen; 0: all namespaces, also if the kernel is too old
+        (before 5.14) to tell the cookie of this one."""
         self.refusals = refusals
-        """What was not granted, in the order in which it was asked for."""
+        """The refusals, in the order of the attempts."""
         self.programs = frozenset(loaded.links)
         """The programs that are attached."""
         self.tier = tier_of(self.programs)
         self.own_cookies: frozenset[int] = frozenset()
-        """Sockets of the source itself: nobody's business."""
+        """Sockets of the source itself, which are not reported."""
         self.processes_trusted = False
-        """True if this process was seen with its own pid and start: otherwise it is in a pid or time namespace of its
-        own, and no process of a record may be reported."""
+        """True if a record had the right pid and start of this process. Otherwise the process is in a pid or time namespace
+        of its own, and no process of a record may be reported."""
         self._loaded = loaded
         self._ring: MappedRing | None = None
         self._counters: SharedCounters | None = None
 
     @classmethod
     def attach(cls, settings: EbpfSettings | None = None) -> EbpfSource:
-        """Load and attach what the kernel grants; blocks for some 0.2 s.
+        """Load and attach the programs that the kernel grants; blocks for some 0.2 s.
 
         Raises:
-            BackendUnavailableError: Nothing, and why.
+            BackendUnavailableError: It grants nothing; the text says why.
         """
         settings = settings or EbpfSettings()
         loader = Loader(settings)
@@ -104,12 +104,12 @@ class EbpfSource:
         return MapsChannel(loaded.maps, loaded.programs, loaded.links.get("owners"), self._counters, self._ring.ring)
 
     def changed(self, *, mark: bool) -> bytes:
-        """Walk over the TCP sockets of this thread's network namespace: those in which something moved since the last walk.
+        """Find the TCP sockets of this thread's network namespace that had traffic since the last walk.
 
         Blocks for some 0.5 µs a socket.
 
         Args:
-            mark: Only begin: the next walk tells what moves from now on.
+            mark: Only begin: the next walk tells the sockets that have traffic from now on.
 
         Raises:
             OSError: The kernel refused, or the programs were detached.
@@ -141,7 +141,7 @@ class EbpfSource:
     # --- is the process of a record the process that this machine's tools show? ----------------
 
     def _calibrate(self) -> None:
-        """Send a datagram to ourselves: it must come back with our pid and start."""
+        """Send a datagram to ourselves, and check that its record has our pid and start."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             cookie = socket_number(probe, _SO_COOKIE)
             self.own_cookies = frozenset({cookie})
@@ -154,7 +154,7 @@ class EbpfSource:
             self.processes_trusted = seen.pid == os.getpid() and ticks == start_ticks(os.getpid())
 
     def _seen_in_ring(self, cookie: int) -> Record | None:
-        """The record of our socket; all records stay in the ring."""
+        """Find the record of our socket; all records stay in the ring."""
         assert self._ring is not None
         most = self.settings.ring // RECORD.size
         for values in RECORD.iter_unpack(self._ring.ring.read(most, keep=True)):

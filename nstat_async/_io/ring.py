@@ -1,13 +1,13 @@
-"""The reader of a BPF ring buffer: two mappings and an agreement about who writes what.
+"""Reads a BPF ring buffer: two mappings, and a rule about who writes what.
 
-The consumer's position is ours to write, the producer's is the kernel's, and the data is mapped twice in a row so that
-what wraps around is contiguous (``kernel/bpf/ringbuf.c``). All positions only grow.
+We write the consumer's position, the kernel writes the producer's. The data is mapped twice in a row, so that
+a record across the end is contiguous (``kernel/bpf/ringbuf.c``). Positions only grow.
 
-What must come in which order: the producer's position is read before the headers, a header before its record, the
-record before our position is stored, and our position before the producer's is read again. The last is a known lost
-wake-up: without a full barrier between that store and that load, kernel and reader may each believe that the other will
-act. Python has no barrier of its own; taking and releasing a lock is one on every machine that CPython runs on. Even so
-the ring is also drained on every poll: nothing relies on the wake-up alone.
+The order matters: the producer's position is read before the headers, a header before its record, the
+record before our position is stored, and our position is stored before the producer's is read again. Without a full
+barrier between that store and that load a wake-up may be lost, because kernel and reader each expect the other to
+act. Python has no barrier; taking and releasing a lock is one on every machine that CPython runs on. In addition
+the ring is drained in every poll, so nothing depends on the wake-up alone.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ..ebpf import RECORD_SIZE, RING_STEP
 BUSY = 1 << 31
 """In a record's header: it was reserved and is still being written."""
 SLICE = 32
-"""Records in one datagram: what the event loop takes in at once, 1 ms where each is of a new flow."""
+"""Records in one datagram, which the event loop takes in at once: 1 ms if each is of a new flow."""
 REST = 0.01
-"""Seconds that nobody need wake for the ring after it was read: to be woken for each record costs more than all the rest."""
+"""Seconds after a reading in which the ring wakes no task: a wake-up for each record would cost more than all the rest."""
 _LOCK = threading.Lock()
 
 
@@ -46,17 +46,17 @@ class Ring:
     def __init__(self, consumer: memoryview, producer: memoryview, size: int, page: int) -> None:
         self.size = size
         self.foreign = 0
-        """Bytes that were skipped because no record of ours was there: always 0 with our programs alone."""
+        """Bytes that were skipped because they were no record of our programs: always 0 if only these write."""
         self._consumed = consumer[:8].cast("Q")
         self._produced = producer[:8].cast("Q")
         self._data = producer[page : page + 2 * size]
         self._headers = self._data.cast("I")
 
     def read(self, most: int = SLICE, *, keep: bool = False) -> bytes:
-        """Finished records at the front, headers included, discarded ones too; empty if there is none.
+        """Read the finished records at the front, with headers and with discarded ones; empty if there are none.
 
         Args:
-            most: Records at most.
+            most: Most records.
             keep: Leave them in the ring.
         """
         begin = self._consumed[0]
@@ -76,7 +76,7 @@ class Ring:
         return data
 
     def _finished(self, at: int, number: int, produced: int) -> int:
-        """How many of the next records are whole: those before the first busy one."""
+        """How many of the next records are finished: those before the first busy one."""
         step = RING_STEP // 4
         headers = self._headers[at // 4 : at // 4 + number * step : step].tolist()
         if headers.count(RECORD_SIZE) == number:
@@ -85,14 +85,14 @@ class Ring:
             if header & BUSY:
                 return index
             if header & (BUSY // 2 - 1) != RECORD_SIZE:
-                if not index:  # not even the first: no step from here leads to a record
+                if not index:  # not even the first one is a record: skip all
                     self.foreign += produced - self._consumed[0]
                     self._consumed[0] = produced
                 return index
         return number
 
     def release(self) -> None:
-        """Let go of the memory, so that the mappings can be closed."""
+        """Release the memory, so that the mappings can be closed."""
         for view in (self._headers, self._data, self._produced, self._consumed):
             view.release()
 
@@ -101,8 +101,8 @@ class MappedRing:
     """The memory of a ring buffer's map.
 
     Args:
-        descriptor: Of the map; the caller keeps and closes it.
-        size: Its bytes.
+        descriptor: The map's descriptor; the caller keeps and closes it.
+        size: Bytes of the map.
 
     Raises:
         OSError: It cannot be mapped.
@@ -136,8 +136,8 @@ class RingChannel:
     """The ring buffer as a channel: a datagram is up to `SLICE` records.
 
     Args:
-        descriptor: Of the map; the caller keeps and closes it.
-        ring: Its memory, which the caller keeps mapped.
+        descriptor: The map's descriptor; the caller keeps and closes it.
+        ring: The map's memory, which the caller keeps mapped.
     """
 
     immediate = True
@@ -149,7 +149,7 @@ class RingChannel:
         self._ring = ring
 
     def fileno(self) -> int:
-        """The descriptor to wait on: readable while a finished record is there."""
+        """The descriptor to wait on: readable while there is a finished record."""
         return self._descriptor
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
@@ -170,4 +170,4 @@ class RingChannel:
         raise OSError(errno.EOPNOTSUPP, "a ring buffer takes no datagrams", len(data))
 
     def close(self) -> None:
-        """Nothing is held: the memory belongs to the source, whose other channels look at it too."""
+        """Do nothing: the memory belongs to the source, whose other channels read it too."""

@@ -1,7 +1,7 @@
-"""Flows of known values on this machine's loopback, as evidence for a layout.
+"""Makes flows with known values on this machine's loopback, as evidence for a layout.
 
-Four connections: TCP and UDP, over IPv4 and (where the host has it) IPv6, each with
-a known number of bytes in both directions. All sockets are this process' own.
+There are four connections: TCP and UDP, over IPv4 and (if the host has it) IPv6, each with
+a known number of bytes in both directions. All sockets belong to this process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..ntstat import Evidence, KnownFlow
 from .darwin import process_identity as identity
 
 TIMEOUT = 2.0
-"""Seconds for each step; loopback needs microseconds."""
+"""Most seconds for each step; loopback needs microseconds."""
 _SIZES = {socket.AF_INET: (1_234, 5_678), socket.AF_INET6: (2_345, 6_789)}
 
 
@@ -26,7 +26,7 @@ class LoopbackEvidence:
         self._sockets = ExitStack()
 
     def open(self) -> Evidence | None:
-        """Open the flows; `None` when this host's loopback does not work."""
+        """Open the flows; `None` if this host's loopback does not work."""
         flows: list[KnownFlow] = []
         for family, (sent, received) in _SIZES.items():
             try:
