@@ -63,7 +63,7 @@ __all__ = [
 __dir__ = only(__all__)
 explain(__all__, globals())
 _RECORDS = ("DRAINED", "MAX_DATAGRAM", "MAX_DOCUMENT", "MAX_EXTRA", "MAX_LINE", "MAX_NOTE", "NEXT", "NO_EXTRA")
-__getattr__ = on_demand(  # whoever only watches needs no more than where a recording goes
+__getattr__ = on_demand(  # a program that only watches needs only `Recording`
     __name__,
     {
         ".steps": (),

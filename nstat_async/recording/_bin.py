@@ -1,7 +1,7 @@
 """Headerless recordings of one client: u32 seconds, u32 length, the datagram, repeated, little endian.
 
-The file says neither the kernel nor the direction, so the caller names the kernel and every datagram
-came from it. It has no marks either: after a length that cannot be true nothing can be found again.
+The file tells neither the kernel nor the direction: the caller names the kernel, and each datagram was
+received. It has no marks either, so after an impossible length no further record can be found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ._records import MAX_DATAGRAM, NO_EXTRA, Record, RecordingInfo, RecordKind,
 _RECORD = struct.Struct("<II")
 _HEAD = _RECORD.size
 _MANY_ALIKE = 8
-"""Records of one length after which more of them are expected, and cut out together."""
+"""After this many records of one length more of them are expected, and cut out together."""
 
 
 class BinParser(PiecewiseParser):
@@ -66,7 +66,7 @@ class BinParser(PiecewiseParser):
         return records
 
     def close(self) -> list[Record]:
-        """The file ends here: report what is left over."""
+        """End of the file: report the bytes that are left."""
         if self._buffer:
             self._skip(bytes(self._buffer), 0, len(self._buffer), "the file ends within a record")
             self._buffer.clear()

@@ -1,4 +1,4 @@
-"""Reading recordings from files and pipes. The one place of these floors that opens a path."""
+"""Reads recordings from files and pipes. No other module of these floors opens a path."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ._reader import GZIP_MAGIC, RecordingReader
 from ._records import Record, RecordingInfo, damage_record
 
 _CHUNK = 64 * 1024
-"""Bytes read at once, and decompressed at once: the most that a compressed file can make of one read. Of more,
-more records would wait at a time than the garbage collector calls young, and processor caches hold."""
+"""Most bytes that are read at once, and that are decompressed at once. With more, the records that wait would be too many
+for the garbage collector's young generation and for the CPU caches."""
 
 
 class RecordingFile:
@@ -35,7 +35,7 @@ class RecordingFile:
         self._sniffed = b""
         self._pending: list[Record] = []
         self._at = 0
-        """Records before this one in `_pending` were handed out."""
+        """Index of the next record in `_pending`."""
         self._ended = False
         self._last: Record | None = None
         while self._reader.info is None:
@@ -50,7 +50,7 @@ class RecordingFile:
     def info(self) -> RecordingInfo:
         """The facts about the whole, as far as the file was read (a `META` record says when they change)."""
         info = self._reader.info
-        assert info is not None  # the constructor read until it was there
+        assert info is not None  # the constructor has read it
         return info
 
     @property
@@ -59,8 +59,8 @@ class RecordingFile:
         return self._reader.format or ""
 
     def __iter__(self) -> Iterator[Record]:
-        """The records that were not read yet; of a growing file, those that are there by now."""
-        # A record is marked as handed out before it is: whoever stops in the middle can go on later.
+        """The records that were not read yet; in a growing file, those that it has by now."""
+        # A record is counted before it is given, so that a caller that stops in the middle can continue later.
         while self._fill():
             self._at += 1
             yield self._pending[self._at - 1]
@@ -83,7 +83,7 @@ class RecordingFile:
             yield batch
 
     def _fill(self) -> bool:
-        """See that a record waits; False: there is none (by now)."""
+        """Make sure that a record waits; false if there is none (by now)."""
         while self._at == len(self._pending):
             more = self._more()
             if more is None:
@@ -92,7 +92,7 @@ class RecordingFile:
         return True
 
     def _more(self) -> list[Record] | None:
-        """Read on; `None`: the end, or the end by now."""
+        """Read more; `None` at the end (by now)."""
         if self._ended:
             return None
         data = self._read()
@@ -119,7 +119,7 @@ class RecordingFile:
         data, self._sniffed = self._sniffed + _read_some(self._file), b""
         if self._reader.format is not None:
             return data
-        # Three bytes tell whether it is compressed; a pipe may give fewer at once.
+        # Three bytes tell whether the file is compressed; a pipe may give fewer at once.
         while data and len(data) < len(GZIP_MAGIC) and GZIP_MAGIC.startswith(data):
             more = _read_some(self._file)
             if not more and self._growing:
@@ -148,19 +148,19 @@ class RecordingFile:
 
 
 class _Gunzip:
-    """A gzip file, of one or more members, in pieces of bounded size."""
+    """Reads a gzip file of one or more members in pieces of bounded size."""
 
     def __init__(self, file: BinaryIO, first: bytes, *, growing: bool) -> None:
         self.damage: tuple[str, int, int, bytes] | None = None
-        """What is wrong, where, in how many bytes, and the first of them."""
+        """The damage: its reason, offset and number of bytes, and the first of these."""
         self._file = file
         self._growing = growing
         self._input = first
-        self._offset = 0  # of the input's beginning in the compressed file
+        self._offset = 0  # where the input begins in the compressed file
         self._member: Any = zlib.decompressobj(wbits=31)
 
     def read(self) -> bytes:
-        """Decompressed bytes; none at the end (by now), or where something is wrong."""
+        """Decompressed bytes; none at the end (by now), or at damage."""
         while self.damage is None and (not self._member.eof or self._next_member()):
             self._input = self._input or _read_some(self._file)
             ended = not self._input
@@ -181,7 +181,7 @@ class _Gunzip:
         return b""
 
     def _next_member(self) -> bool:
-        """Begin the next member; False: there is none (by now)."""
+        """Begin the next member; false if there is none (by now)."""
         data = self._input or _read_some(self._file)
         while data and not data.strip(b"\0"):  # padding, e.g. of a tape or a block device
             self._offset += len(data)
@@ -198,7 +198,7 @@ class _Gunzip:
 
 
 def _read_some(file: BinaryIO) -> bytes:
-    """What is there, waiting only if nothing is; an error names the file."""
+    """The bytes that are available, waiting only if there are none; an error names the file."""
     read: Any = getattr(file, "read1", None) or file.read
     try:
         data = read(_CHUNK)
@@ -249,7 +249,7 @@ def open_recording(
 
 @contextmanager
 def naming(source: object) -> Iterator[None]:
-    """A `RecordingError` within says which file it is about."""
+    """Add the file's name to a `RecordingError` in the block."""
     try:
         yield
     except RecordingError as error:

@@ -1,7 +1,7 @@
 """Recordings as JSON Lines, for people and for other programs (``docs/recording-format.md``).
 
-The first line says what was recorded, each further line is one record. One broken line is one `DAMAGE`
-record: the next line begins at the next line feed, whatever stood before it.
+The first line has the facts about the recording, each further line is one record. A broken line becomes a `DAMAGE`
+record, and the next line begins after the next line feed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ._records import (
 )
 
 _HEADER_KEYS = ("xnu", "kernel", "protocol")
-"""One of them makes an object a header."""
+"""An object with one of these keys is a header."""
 _DATAGRAMS = {"from_kernel": RecordKind.FROM_KERNEL, "to_kernel": RecordKind.TO_KERNEL}
 _SHOWN = 64
 _BOM = b"\xef\xbb\xbf"
@@ -46,14 +46,14 @@ class JsonLinesParser:
         self.info: RecordingInfo | None = None
         self._kernel = kernel
         self._partial = bytearray()
-        self._discarding = 0  # bytes of a line that is too long, dropped so far
+        self._discarding = 0  # bytes of a line that is too long, which are dropped
         self._offset = 0  # of the next line
         self._line = 0  # number of the last line, from 1
         self._count = 0  # records so far
         self._time = 0
 
     def feed(self, data: bytes) -> list[Record]:
-        """Take in bytes; raises RecordingError where the first line names no kernel and the caller named none."""
+        """Take in bytes; raises RecordingError if neither the first line nor the caller names the kernel."""
         lines = data.split(b"\n")
         last = lines.pop()
         records: list[Record] = []
@@ -71,7 +71,7 @@ class JsonLinesParser:
         return records
 
     def close(self) -> list[Record]:
-        """The file ends here: a last line needs no line feed, but one line there must be."""
+        """End of the file: the last line needs no line feed, but there must be a line."""
         line = bytes(self._partial)
         self._partial.clear()
         record = self._one(line) if line else None
@@ -80,7 +80,7 @@ class JsonLinesParser:
         return [] if record is None else [record]
 
     def _one(self, line: bytes) -> Record | None:
-        """One line: a record, or `None` for the header and for an empty line."""
+        """Parse a line: a record, or `None` for the header and for an empty line."""
         offset, length = self._offset, len(line) + self._discarding
         self._line += 1
         self._offset += length + 1
@@ -102,7 +102,7 @@ class JsonLinesParser:
             return self._damaged(str(error), line, offset, length)
 
     def _header(self, fields: dict[str, Any]) -> bool:
-        """Take the first line for the header, if it is one."""
+        """Read the first line as the header, if it is one."""
         is_header = any(key in fields for key in _HEADER_KEYS)
         if not is_header and self._kernel is None:
             raise RecordingError(
@@ -154,7 +154,7 @@ class JsonLinesParser:
 
 
 def _nanoseconds(stamp: Any) -> int | None:
-    """An integer is nanoseconds, a float seconds; `None`: neither."""
+    """A time: an integer is nanoseconds, a float seconds; `None` if it is neither."""
     if isinstance(stamp, float):
         try:
             return round(stamp * 1e9)

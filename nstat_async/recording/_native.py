@@ -1,15 +1,14 @@
 """The project's own format (``docs/recording-format.md``): both directions.
 
-Version 2 is written. Version 1 is read by the same code: it is the same but for the kinds
-of records that it does not have.
+Version 2 is written. The same code reads version 1, which only lacks some kinds of records.
 
 ::
 
     file    magic 8 bytes, u16 version, u16 length of this header, u32 zero
     record  u16 marker, u8 kind, u8 flags, u32 length, u32 client, i64 time, then `length` bytes
 
-Numbers are little endian. The marker begins each record, so that a reader finds the
-next one after damage; kinds have limits of length, so that damage never costs memory.
+Numbers are little endian. Each record begins with the marker, so that a reader finds the
+next one after damage. Each kind has a greatest length, so that damage never costs memory.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from ._records import (
 )
 
 MAGIC = b"\x89NSTAT\r\n"
-"""Begins every file. The first byte is no text; a transfer that changes line ends destroys the last two."""
+"""The first bytes of each file. The first one is not text; a transfer that changes line ends destroys the last two."""
 _VERSION = 2
 _READ = (1, 2)
 
@@ -53,7 +52,7 @@ _MARKER_BYTES = _MARKER.to_bytes(2, "little")
 _EXTRA_LENGTH = struct.Struct("<I")
 
 FLAG_EXTRA = 1
-"""The payload begins with u32 length and that many bytes of a JSON object: further keys of the record."""
+"""The payload begins with a u32 length and that many bytes of a JSON object with further keys of the record."""
 
 _KINDS = {
     1: RecordKind.TO_KERNEL,
@@ -65,16 +64,16 @@ _KINDS = {
 }
 _NUMBERS = {kind: number for number, kind in _KINDS.items()}
 _DRAINED = 7
-"""A received datagram after which its channel was empty."""
+"""The kind of a received datagram after which its channel was empty."""
 _KINDS[_DRAINED] = RecordKind.FROM_KERNEL
 _DATAGRAMS = {1: NO_EXTRA, 2: NO_EXTRA, _DRAINED: DRAINED}
 _BARE = {8: b'{"type":"ChannelDrained"}', 9: b'{"type":"DeadlineReached"}'}
-"""Steps that are only their name, and so frequent that they have numbers of their own."""
+"""Steps without fields that are so frequent that they have kinds of their own."""
 _BARE_NUMBERS = {text: number for number, text in _BARE.items()}
 _LIMITS = dict.fromkeys(_KINDS, MAX_DOCUMENT) | dict.fromkeys(_DATAGRAMS, MAX_DATAGRAM)
 _LIMITS |= {3: MAX_NOTE} | dict.fromkeys(_BARE, 0)
-# By kind and flags in one look-up; a kind of a newer version is taken whole and shown as damage.
-# There is no kind 0: zeros are what a crash leaves in a file.
+# By kind and flags in one look-up; a record of an unknown, newer kind is skipped as a whole and shown as damage.
+# There is no kind 0, because a crash leaves zeros in a file.
 _LONGEST = [-1, -1] + [
     _LIMITS.get(kind, MAX_DOCUMENT) + (_EXTRA_LENGTH.size + MAX_EXTRA if flags & FLAG_EXTRA else 0)
     for kind in range(1, 256)
@@ -82,7 +81,7 @@ _LONGEST = [-1, -1] + [
 ]
 _DOCUMENTS = {RecordKind.ANSWER, RecordKind.STEP, RecordKind.META}
 _FILE_HEADER_MAX = 4096
-"""A newer version may have a longer file header, up to this."""
+"""Longest file header, which may be longer in a newer version."""
 
 
 def encode_beginning(info: RecordingInfo) -> bytes:
@@ -91,7 +90,7 @@ def encode_beginning(info: RecordingInfo) -> bytes:
 
 
 def encode_record(place: int, record: Record) -> bytes:
-    """One record, whole; `place` is its number in the file."""
+    """One whole record; `place` is its number in the file."""
     index, kind, time_ns, client, payload, text, extra, value = record
     number, flags = _NUMBERS[kind], 0
     if kind is RecordKind.NOTE:
@@ -131,7 +130,7 @@ class NativeParser(PiecewiseParser):
         self._started = False
 
     def close(self) -> list[Record]:
-        """The file ends here: what is left over is damage, and may hide records that a wrong length swallowed."""
+        """End of the file: the rest is damage, which may hide records behind a wrong length."""
         if not self._started:
             raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
         rest = bytes(self._buffer)
@@ -145,7 +144,7 @@ class NativeParser(PiecewiseParser):
             self.info = learn({}, None, self._kernel)
 
     def _records(self, data: bytes, *, final: bool = False) -> list[Record]:
-        """The loop. Each turn consumes a record, or skips at least a byte, or ends; raises RecordingError for another file."""
+        """The loop: each turn consumes a record, skips at least a byte, or ends. RecordingError if it is another kind of file."""
         at = 0
         if not self._started:
             at = _file_header(data)
@@ -198,7 +197,7 @@ class NativeParser(PiecewiseParser):
         return records
 
     def _pass(self, data: bytes, at: int, reason: str) -> int:
-        """Pass over what is no record; returns where the next one might begin."""
+        """Skip bytes that are no record; returns where the next one may begin."""
         to = data.find(_MARKER_BYTES, at + 1)
         if to < 0:  # the last byte may be the first of a marker
             to = max(at + 1, len(data) - (data[-1] == _MARKER_BYTES[0]))

@@ -1,4 +1,4 @@
-"""What parsers of binary records have in common: a file comes in pieces of any size, and may have bytes that are no record."""
+"""The common base of parsers of binary records: a file comes in pieces of any size, and may have bytes that are no record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 from ._records import Record, damage_record
 
 SHOWN = 64
-"""Bytes of damage that are kept to look at."""
+"""Most bytes of damage that are kept for the report."""
 
 
 @attrs.define(eq=False)
@@ -23,14 +23,14 @@ class _Damage:
 class PiecewiseParser:
     """Bytes in, records out; see `RecordingReader`.
 
-    Wanted: no copy of a piece but the datagrams themselves, bytes fed one at a time
-    at no more than linear cost (`_need`), and memory bounded by the longest record.
+    Goals: only the datagrams are copied; bytes that are fed one at a time cost at most
+    linear time (`_need`); the longest record bounds the memory.
     """
 
     def __init__(self, need: int) -> None:
-        self._need = need  # nothing can be done before the buffer holds this much
+        self._need = need  # the buffer must have this many bytes before anything can be parsed
         self._buffer = bytearray()
-        self._offset = 0  # of the buffer's beginning in the file
+        self._offset = 0  # where the buffer begins in the file
         self._index = 0
         self._time = 0
         self._damage: _Damage | None = None
@@ -47,24 +47,24 @@ class PiecewiseParser:
         return self._records(data)
 
     def _records(self, data: bytes) -> list[Record]:
-        """The records of some bytes; `_keep` what is no whole one yet."""
+        """The records in some bytes; `_keep` the rest."""
         raise NotImplementedError
 
     def _keep(self, data: bytes, at: int, need: int) -> None:
-        """Keep what follows `at`, until there are `need` bytes of it."""
+        """Keep the bytes after `at`, until there are `need` of them."""
         self._offset += at
         self._buffer += data[at:]
         self._need = need
 
     def _skip(self, data: bytes, at: int, to: int, reason: str) -> None:
-        """These bytes are no record: damage begins, or goes on."""
+        """Note that these bytes are no record: damage begins, or continues."""
         if self._damage is None:
             self._damage = _Damage(reason, self._offset + at)
         self._damage.length += to - at
         self._damage.shown += data[at : min(to, at + SHOWN - len(self._damage.shown))]
 
     def _end_damage(self) -> list[Record]:
-        """Damage is over: its record, where there was some."""
+        """End the damage; returns its record, if there was some."""
         damage, self._damage = self._damage, None
         if damage is None:
             return []

@@ -1,4 +1,4 @@
-"""Finding out what a file is, and reading it piece by piece, without I/O."""
+"""Recognises the format of a recording, and reads it piece by piece, without I/O."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from ._native import MAGIC, NativeParser
 from ._records import Record, RecordingInfo
 
 GZIP_MAGIC = b"\x1f\x8b\x08"
-"""With the one compression method there is: a headerless file may begin with any seconds."""
+"""With the only compression method: a headerless file may begin with any seconds."""
 _Parser = Union[NativeParser, JsonLinesParser, BinParser]
 _BOM = b"\xef\xbb\xbf"
 _BLANK_MAX = 4096
-"""White space that may stand before JSON."""
+"""Most white space before JSON."""
 _JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]")
 _JSON_MAY_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{?\s*")
 
 
 class RecordingReader:
-    """The three formats, recognised by their first bytes: bytes in, records out.
+    """Makes records of the bytes of any of the three formats, which it recognises by the first bytes.
 
-    It may be fed whatever is there by now, in pieces of any size, and again when the
-    file has grown; it keeps at most one unfinished record. `open_recording` is the
-    same for files, and also opens ``gzip``.
+    It takes pieces of any size, and more when the file has grown; it keeps at most one
+    unfinished record. `open_recording` does the same for files, and also opens ``gzip``.
 
     Args:
         kernel: The kernel's name, e.g. ``"xnu-11417.121.6"``: needed for the headerless
-            ``.bin``, and taken instead of the file's own word elsewhere.
+            ``.bin``; in other formats it replaces the name in the file.
     """
 
     def __init__(self, *, kernel: str | None = None) -> None:
@@ -44,7 +43,7 @@ class RecordingReader:
 
     @property
     def info(self) -> RecordingInfo | None:
-        """What is known about the whole recording by now; `None` before its beginning was fed."""
+        """The facts about the whole recording that are known by now; `None` before its beginning was fed."""
         return self._parser.info if self._parser is not None else None
 
     @property
@@ -73,10 +72,10 @@ class RecordingReader:
         return self._parser.feed(first)
 
     def close(self) -> list[Record]:
-        """Say that nothing follows, and get what is left: a last line, or a `DAMAGE` record for a cut one.
+        """End the input, and return the rest: a last line, or a `DAMAGE` record for a cut one.
 
         Raises:
-            RecordingError: The file ended before it said what it is.
+            RecordingError: The file ended before its format was recognised.
         """
         if self._closed:
             return []
@@ -86,11 +85,11 @@ class RecordingReader:
         if not self._first:
             raise RecordingError("the recording is empty")
         self._parser = self._recognise(self._first, final=True)
-        assert self._parser is not None  # `final` says what it is or raises
+        assert self._parser is not None  # with `final` it is recognised, or an error is raised
         return [*self._parser.feed(self._first), *self._parser.close()]
 
     def _recognise(self, first: bytes, *, final: bool) -> _Parser | None:
-        """The parser for a file that begins so; `None`: not enough bytes yet."""
+        """The parser for a file with this beginning; `None` if more bytes are needed."""
         if first[: len(MAGIC)] == MAGIC:
             return NativeParser(self._kernel)
         if not final and (MAGIC.startswith(first) or first == _BOM[: len(first)]):

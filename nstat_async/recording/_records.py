@@ -1,8 +1,8 @@
-"""What a recording holds: records, and facts about the whole.
+"""The content of a recording: records, and facts about the whole.
 
 One rule for this file: a value here means the same in every format. The format
-modules (`_native`, `_jsonlines`, `_bin`) translate; nobody above them asks which
-one a file was in.
+modules (`_native`, `_jsonlines`, `_bin`) translate; the code above them does not
+know the format.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ MAX_DOCUMENT = 4 << 20
 MAX_EXTRA = 1 << 20
 """Longest JSON object of further keys beside a record, bytes."""
 MAX_LINE = 8 << 20
-"""Longest line of a JSON Lines recording, bytes: a document whose every other character is escaped."""
+"""Longest line of a JSON Lines recording, bytes: a document in which every second character is escaped."""
 
 NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
-"""The further keys of a record that has none; one object, shared."""
+"""The further keys of a record without any; one shared object."""
 DRAINED: Mapping[str, Any] = MappingProxyType({"drained": True})
-"""The further key of a received datagram after which its channel was empty; one object, shared."""
+"""The further key of a received datagram after which its channel was empty; one shared object."""
 
 NEXT = -1
-"""The index of a record to be written that gets the number of its place in the file."""
+"""The index of a record that gets the number of its place in the file when it is written."""
 
 _TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1
 _CLIENT_MAX = (1 << 32) - 1
 
 
 class RecordKind(enum.Enum):
-    """What a record is."""
+    """The kinds of records."""
 
     TO_KERNEL = "to_kernel"
     """A datagram that a client sent."""
     FROM_KERNEL = "from_kernel"
     """A datagram that a client received."""
     NOTE = "note"
-    """Text of the person or program that recorded."""
+    """A text by the person or program that recorded."""
     ANSWER = "answer"
-    """What the host answered to a look-up (JSON), e.g. which process owns a socket."""
+    """The host's answer to a look-up (JSON), e.g. which process owns a socket."""
     STEP = "step"
-    """What else the recorded core was given, or asked for (JSON; the classes of `nstat_async.recording.steps`)."""
+    """Another input or command of the recorded core (JSON; the classes of `nstat_async.recording.steps`)."""
     META = "meta"
     """Facts about the recording changed; the new ones are in `Record.value`."""
     DAMAGE = "damage"
-    """Bytes of the file that are no record; `Record.text` says what is wrong and where. Never written."""
+    """Bytes of the file that are no record; `Record.text` tells the reason and the place. Never written."""
 
     __hash__ = object.__hash__  # members are looked up for each record
 
@@ -66,38 +66,38 @@ class Record(NamedTuple):
     """One record: a tuple, because a recording has millions. ``_replace`` makes a changed one."""
 
     index: int  # type: ignore[assignment]  # nobody looks for a record's fields by value
-    """Its number in the file, from 0, `META` records not counted; in JSON Lines the line's ``"i"`` if it has one.
-    A `META` record carries the number of the record after it."""
+    """Its number in the file, from 0, without `META` records; in JSON Lines the line's ``"i"`` if it has one.
+    A `META` record has the number of the record after it."""
     kind: RecordKind
     time_ns: int
-    """Nanoseconds since the recording's own zero (`RecordingInfo.started_ns`); in JSON Lines and ``.bin`` whatever
-    clock the file was written with. A line without a time has the time of the line before."""
+    """Nanoseconds since the recording's zero (`RecordingInfo.started_ns`); in JSON Lines and ``.bin`` by the clock
+    that the file was written with. A line without a time has the time of the line before."""
     client: int = 0
-    """Which client: each is a socket (or, for one program with several sockets, a channel) of its own."""
+    """The client: each client is one socket (or, for a program with several sockets, one channel)."""
     data: bytes = b""
-    """The datagram; of `ANSWER` the JSON text where the format keeps it; of `DAMAGE` the beginning of the bytes concerned."""
+    """The datagram; of an `ANSWER` the JSON text if the format keeps it; of `DAMAGE` the first of its bytes."""
     text: str | None = None
-    """The text of a `NOTE`; what is wrong, of `DAMAGE`; else `None` unless the file has a text there."""
+    """The text of a `NOTE`; the reason of `DAMAGE`; else `None`, unless the file has a text there."""
     extra: Mapping[str, Any] = NO_EXTRA
-    """Further keys that the writer put beside it, as they were."""
+    """Further keys of the record, as they were written."""
     value: Any = None
-    """The JSON value of an `ANSWER` or a `STEP`; the `RecordingInfo` that holds from a `META` on; else `None`."""
+    """The JSON value of an `ANSWER` or a `STEP`; the `RecordingInfo` that holds from a `META` record on; else `None`."""
 
     def __hash__(self) -> int:
-        """Without `extra` and `value`, which are JSON."""
+        """Hash without `extra` and `value`, which are JSON."""
         return hash(self[:6])
 
 
 @attrs.frozen(kw_only=True)
 class RecordingInfo:
-    """Facts about a whole recording. What the file does not say is `None`."""
+    """Facts about a whole recording. A fact that the file does not have is `None`."""
 
     protocol: str | None = "ntstat"
-    """``"ntstat"`` (Darwin), ``"sock_diag"`` (Linux), or what a newer version wrote."""
+    """``"ntstat"`` (Darwin), ``"sock_diag"`` (Linux), or another protocol of a newer version."""
     kernel: str | None = None
     """The kernel, e.g. ``"xnu-11417.121.6"``, or Linux' release string."""
     timebase: tuple[int, int] | None = None
-    """How to turn the kernel's ticks into nanoseconds: times the first, through the second."""
+    """Nanoseconds per tick of the kernel, as numerator and denominator."""
     layout: str | None = None
     """Name of the layout that the recorder had proven, if it had."""
     started_ns: int | None = None
@@ -105,11 +105,11 @@ class RecordingInfo:
     interfaces: Mapping[int, str] = attrs.field(factory=dict, hash=False)
     """Interface names by index, of the recorded machine."""
     tool: str | None = None
-    """What wrote it, e.g. ``"nstat_async 0.1.0"``."""
+    """The program that wrote it, e.g. ``"nstat_async 0.1.0"``."""
     run: Mapping[str, Any] | None = attrs.field(default=None, hash=False)
-    """What the recorded core was made of (`Run`, by name): with it a replay is the run. `None`: not known."""
+    """The arguments of the recorded core (`Run`, by name), by which a replay can run it again. `None`: not known."""
     extra: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
-    """Further keys, as they were. ``"xnu"`` is there if the file says more about the kernel than its name."""
+    """Further keys, as they were written. ``"xnu"`` is one if the file has more about the kernel than its name."""
 
 
 _XNU = re.compile(r"xnu-\d+(?:\.\d+)*")
@@ -118,7 +118,7 @@ _XNU = re.compile(r"xnu-\d+(?:\.\d+)*")
 def kernel_name(text: str) -> str:
     """The kernel's name within a longer text: the first ``xnu-1.2.3``, else the text itself.
 
-    Prose about a kernel may name a second one later on; the first is the one spoken of.
+    A description of a kernel may name a second one later; the first is the described one.
     """
     found = _XNU.search(text)
     return found.group() if found else text.strip()
@@ -170,12 +170,12 @@ def learn(facts: Any, before: RecordingInfo | None, kernel: str | None) -> Recor
     """Read the facts of a JSON object; a fact of the wrong type stays visible in `extra`.
 
     Args:
-        facts: The object. ``"xnu"`` is taken for the kernel's name, and means Darwin.
-        before: What was known until now; facts that are not repeated stay.
-        kernel: The kernel that the caller named; it goes before the file's.
+        facts: The object. ``"xnu"`` is read as the kernel's name, and means Darwin.
+        before: The facts that were known before; those that are not repeated stay.
+        kernel: The kernel that the caller named, which replaces the file's.
 
     Raises:
-        ValueError: It is no object.
+        ValueError: It is not an object.
     """
     if not isinstance(facts, dict):
         raise ValueError("facts that are not a JSON object")  # noqa: TRY004  # it is the file's mistake
@@ -228,7 +228,7 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
 
 
 def check_length(data: bytes, what: str, limit: int) -> None:
-    """Refuse to write what no reader would take."""
+    """Refuse to write a record that no reader would take."""
     if len(data) > limit:
         raise UsageError(f"{what}: {len(data)} bytes; a recording takes {limit}")
 

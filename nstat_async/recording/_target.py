@@ -1,4 +1,4 @@
-"""Where a recording goes: one file, or parts of a limited size or age."""
+"""The target of a recording: one file, or parts of a limited size or age."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _TOOL = "nstat_async "
 
 @attrs.frozen
 class Recording:
-    """A recording to write: the value of a monitor's ``record_to`` where a path is not enough.
+    """A recording to write: the value of a monitor's ``record_to`` if a path is not enough.
 
     With a limit it is written in parts, ``day.000001.nstat``, ``day.000002.nstat``, … for the
-    path ``day.nstat``. Each part can be read on its own, all of them in order as one recording.
-    Numbers go on after those of parts that are there already.
+    path ``day.nstat``. Each part can be read on its own, and all of them in order as one recording.
+    Numbers continue after those of existing parts.
 
     Raises:
         UsageError: A limit is not a positive number, or limits are given for a file that is open already.
     """
 
     target: Target
-    """A path, ``"-"`` for standard output, or an open binary file (which stays the caller's to close).
+    """A path, ``"-"`` for standard output, or an open binary file (which the caller closes).
     JSON Lines if it is a path that ends in ``.jsonl``."""
     max_bytes: int | None = attrs.field(default=None, kw_only=True, validator=positive(optional=True, whole=True))
-    """Begin a new part when a part has this many bytes."""
+    """Begin a new part when the present one has this many bytes."""
     max_seconds: float | None = attrs.field(
         default=None, kw_only=True, validator=positive(optional=True, most=LONGEST_SECONDS)
     )
-    """Begin a new part when a part is this old."""
+    """Begin a new part when the present one is this old."""
     keep: int | None = attrs.field(default=None, kw_only=True, validator=positive(optional=True, whole=True))
-    """Parts to keep: the oldest ones beyond are deleted. `None`: all."""
+    """How many parts to keep; older ones are deleted. `None`: all."""
     overwrite: bool = attrs.field(default=False, kw_only=True, validator=check_flag)
-    """True: replace an existing file whatever it holds. False: only a recording of this library."""
+    """True: replace any existing file. False: only a recording of this library."""
 
     def __attrs_post_init__(self) -> None:
         check_path("record_to", self.target, "wb")
@@ -69,11 +69,11 @@ class Recording:
 
     def part(self, number: int) -> Path:
         """The path of a part."""
-        assert self.path is not None  # the constructor saw to it
+        assert self.path is not None  # the constructor checked it
         return self.path.with_name(f"{self.path.stem}.{number:06}{self.path.suffix}")
 
     def parts(self) -> list[tuple[int, Path]]:
-        """The parts that are there, with their numbers, in order."""
+        """The existing parts with their numbers, in order."""
         assert self.path is not None  # as above
         name = re.compile(rf"{re.escape(self.path.stem)}\.(\d{{6,}}){re.escape(self.path.suffix)}")
         found = ((name.fullmatch(entry.name), entry) for entry in self.path.parent.iterdir())

@@ -1,4 +1,4 @@
-"""Writing recordings. A record reaches the file whole or not at all, as far as the file lets us."""
+"""Writes recordings. If the file allows it, a record is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _W = TypeVar("_W", bound="_Writer")
 
 
 class _Writer:
-    """What both writers do: count, flush, and turn a call into a record."""
+    """The common base of both writers: it counts, flushes, and makes records of calls."""
 
     _encode_beginning: Callable[[RecordingInfo], bytes]
     _encode_record: Callable[[int, Record], bytes]
@@ -31,12 +31,12 @@ class _Writer:
 
     @property
     def info(self) -> RecordingInfo:
-        """The facts as written last."""
+        """The facts that were written last."""
         return self._info
 
     @property
     def count(self) -> int:
-        """Records written so far, facts not counted: the index of the next one."""
+        """Records written so far, without facts: the index of the next one."""
         return self._count
 
     def to_kernel(self, data: bytes, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
@@ -44,9 +44,9 @@ class _Writer:
 
         Args:
             data: The datagram.
-            time_ns: When, in nanoseconds since the recording's zero.
-            client: Which client or channel.
-            extra: Further keys to keep beside it (JSON).
+            time_ns: The time, nanoseconds since the recording's zero.
+            client: The client or channel.
+            extra: Further keys of the record (JSON).
 
         Raises:
             UsageError: It is longer than a recording takes, or a number is out of range.
@@ -59,19 +59,19 @@ class _Writer:
         self.write_batch((Record(self._count, RecordKind.FROM_KERNEL, time_ns, client, data, None, extra),))
 
     def note(self, text: str, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
-        """Write a text for whoever reads the recording; see `to_kernel`."""
+        """Write a text for readers of the recording; see `to_kernel`."""
         self.write_batch((Record(self._count, RecordKind.NOTE, time_ns, client, b"", text, extra),))
 
     def answer(self, value: Any, time_ns: int, client: int = 0, *, extra: Mapping[str, Any] = NO_EXTRA) -> None:
-        """Write what the host answered to a look-up (any JSON value); see `to_kernel`."""
+        """Write the host's answer to a look-up (any JSON value); see `to_kernel`."""
         self.write_batch((Record(self._count, RecordKind.ANSWER, time_ns, client, b"", None, extra, value),))
 
     def update_info(self, info: RecordingInfo, time_ns: int = 0) -> None:
-        """Write the facts again, from now on these; facts once written are replaced, never withdrawn."""
+        """Write new facts, which hold from now on. A fact can be replaced, but not removed."""
         self.write_batch((Record(self._count, RecordKind.META, time_ns, 0, b"", None, NO_EXTRA, info),))
 
     def write_batch(self, records: Iterable[Record]) -> None:
-        """Write many records with one write and one flush. Their `Record.index` is kept where it differs from their place.
+        """Write many records with one write and one flush. A `Record.index` that differs from the place is kept.
 
         Raises:
             UsageError: One of them does not fit; those before it are written.
@@ -91,7 +91,7 @@ class _Writer:
             self._put(pieces)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Give all data to the operating system."""
         self._file.flush()
 
     def _put(self, pieces: list[bytes]) -> None:
@@ -118,10 +118,10 @@ class RecordingWriter(_Writer):
     """Writes the project's own format.
 
     Args:
-        file: An open binary file, at its beginning; it stays open and is the caller's to close.
-        info: The facts known by now; `update_info` adds what is learnt later.
-        flush: Hand each record (or batch) to the operating system at once, so that a reader sees it
-            and a crash of this program loses nothing. False leaves that to the file's own buffer.
+        file: An open binary file, at its beginning; the caller closes it.
+        info: The facts known by now; `update_info` adds later ones.
+        flush: Give each record (or batch) to the operating system at once, so that a reader sees it
+            and a crash of this program loses nothing. False leaves it in the file's buffer at first.
     """
 
     _encode_beginning = staticmethod(_native.encode_beginning)
@@ -138,11 +138,11 @@ class JsonLinesWriter(_Writer):
 def copy(source: Iterable[Record], writer: RecordingWriter | JsonLinesWriter) -> int:
     """Write all records of one recording into another, e.g. to change its format.
 
-    Damage, and a record that the other format has no room for, becomes a note that says so.
+    Damage, and a record that the other format cannot have, becomes a note about it.
 
     Args:
         source: A `RecordingFile`, or any records.
-        writer: Where to; made with the source's `RecordingInfo`.
+        writer: The writer, made with the source's `RecordingInfo`.
 
     Returns:
         How many records were written.

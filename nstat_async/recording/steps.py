@@ -1,7 +1,7 @@
-"""What a core is given and asks for, beside datagrams and answers: one class for each.
+"""The inputs and commands of a core, except datagrams and answers: one class for each.
 
-A recording holds them as `RecordKind.STEP` records: the class' name under ``"type"``, its
-fields beside it. The channel is the record's `Record.client`, the time its `Record.time_ns`.
+A recording has them as `RecordKind.STEP` records: the class's name under ``"type"``, and its
+fields beside it. `Record.client` is the channel, `Record.time_ns` the time.
 
 Received datagrams (`RecordKind.FROM_KERNEL`) and answers (`RecordKind.ANSWER`) are input as
 well; sent datagrams (`RecordKind.TO_KERNEL`) are commands.
@@ -40,14 +40,14 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What a recorded core was made of, and how its clock is written: `RecordingInfo.run`."""
+    """The arguments of a recorded core, and how its clock is written: `RecordingInfo.run`."""
 
     library: str
-    """Version of the library that ran it; another one may answer the same input otherwise."""
+    """Version of the library that ran it; another version may react differently to the same input."""
     setup: Any
     """`Core.setup`, by name."""
     options: Any
-    """Those of the monitor's options that steer the conversation, by name."""
+    """The monitor's options for the kernel's conversation, by name."""
     zero_ns: int
     """The core's clock, in nanoseconds, at the recording's time zero."""
     epoch_offset: float
@@ -71,7 +71,7 @@ class ChannelOpened:
     immediate: bool = True
     receive_buffer: int | None = None
     repeated: bool = False
-    """True at the beginning of a later part: it was opened before."""
+    """True at the beginning of a later part: the channel was opened in an earlier one."""
 
 
 @attrs.frozen
@@ -103,7 +103,7 @@ class PollRequested:
 
 @attrs.frozen
 class ClockSet:
-    """`Core.epoch_offset` is another one from here on."""
+    """`Core.epoch_offset` changed."""
 
     epoch_offset: float
 
@@ -123,12 +123,12 @@ _INPUTS: dict[type, Callable[[Any, Any, int, float], Any]] = {
 
 
 def is_input(step: Step) -> bool:
-    """True if the core was given it; False: the core asked for it."""
+    """True for an input of the core, false for a command."""
     return type(step) in _INPUTS
 
 
 def give(step: Step, core: Any, channel: int, now: float) -> Any:
-    """Give an input to a core; returns what that answers."""
+    """Give an input to a core; returns the core's result."""
     return _INPUTS[type(step)](core, step, channel, now)
 
 
@@ -142,7 +142,7 @@ class OpenChannel:
     purpose: Any = None
     """By name, with its type."""
     repeated: bool = False
-    """True at the beginning of a later part: it was asked for before."""
+    """True at the beginning of a later part: the channel was requested in an earlier one."""
 
 
 @attrs.frozen
@@ -183,10 +183,10 @@ def write_step(step: Step) -> dict[str, Any]:
 
 
 def read_step(value: Any) -> Step:
-    """The step that such a record holds.
+    """The step of such a record.
 
     Raises:
-        ProtocolError: It is none, or one that this version does not know.
+        ProtocolError: It is not a step, or one that this version does not know.
     """
     if not isinstance(value, dict):
         raise ProtocolError("not a step")
