@@ -1,9 +1,9 @@
 """The eBPF source of Linux: records of small programs in the kernel, and what they mean.
 
 Nothing here does I/O or reads a clock. A listing of the programs is resolved against a kernel's BTF and patched
-(`parse_listing`, `resolve`, `patch`); what the ring buffer and the maps give comes in as bytes and goes out as
-evidence about sockets (`Ledger`); what was lost is counted (`LossMeter`). Loading and reading is
-``nstat_async._io``'s.
+(`parse_listing`, `resolve`, `patch`). The bytes of the ring buffer and the maps become
+evidence about sockets (`Ledger`), and losses are counted (`LossMeter`). ``nstat_async._io`` loads the programs
+and reads the bytes.
 """
 
 from __future__ import annotations

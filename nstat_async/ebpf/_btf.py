@@ -1,8 +1,8 @@
-"""BTF, the types of a running kernel: where its structures have which field.
+"""Reads BTF, the types of a running kernel, to find the offsets of fields in its structures.
 
 ``/sys/kernel/btf/vmlinux`` is a header, a sequence of types numbered from 1, and a table of strings
-(``Documentation/bpf/btf.rst``). Only a walk over all of it tells a type's number, so what is wanted is said
-first and found in one pass; a kernel has some 130,000 types, and the pass takes about 50 ms.
+(``Documentation/bpf/btf.rst``). Only a walk over all types tells a type's number, so all wanted types are
+found in one pass. A kernel has some 130,000 types, and the pass takes about 50 ms.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _HEAD = struct.Struct("=II")
 _MEMBER = struct.Struct("=III")
 _ARRAY = struct.Struct("=III")
 MAX_DEPTH = 64
-"""Steps from a type to the one behind it; a chain that is longer is a circle."""
+"""Most steps from a type to the one that it refers to; a longer chain is a circle."""
 
 
 class TypeKind(enum.IntEnum):
-    """``BTF_KIND_*``: the kinds that are looked up or walked through."""
+    """``BTF_KIND_*``: the kinds that are looked up or followed."""
 
     POINTER = 2
     ARRAY = 3
@@ -39,22 +39,22 @@ class TypeKind(enum.IntEnum):
 
 
 _FIXED = {1: 16, 2: 12, 3: 24, 7: 12, 8: 12, 9: 12, 10: 12, 11: 12, 12: 12, 14: 16, 16: 12, 17: 16, 18: 12}
-"""Bytes of a type by kind: always the same."""
+"""Bytes of a type by kind, if all types of the kind have the same size."""
 _EACH = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
-"""Bytes of each further row by kind, after twelve."""
+"""Bytes of each row by kind, after the first twelve bytes of the type."""
 _ALIASES = frozenset({8, 9, 10, 11, 18})
 _COMPOSITES = frozenset({4, 5})
 
 
 class Btf:
-    """The types that were asked for.
+    """The wanted types.
 
     Args:
-        data: The file, whole.
-        wanted: Kinds and names to find.
+        data: The whole file.
+        wanted: Kinds and names of the types to find.
 
     Raises:
-        ProtocolError: These bytes are no BTF of this machine's byte order, or damaged.
+        ProtocolError: These bytes are not BTF in this machine's byte order, or are damaged.
     """
 
     def __init__(self, data: bytes, wanted: Iterable[tuple[TypeKind, str]]) -> None:
@@ -91,7 +91,7 @@ class Btf:
         return found
 
     def field(self, name: str, path: Iterable[str | int]) -> tuple[int, int] | None:
-        """Offset and size in bytes of a field of a structure; `None` where this kernel has no such field.
+        """Offset and size in bytes of a field of a structure; `None` if this kernel has no such field.
 
         Raises:
             ProtocolError: The BTF is damaged.
@@ -142,7 +142,7 @@ class Btf:
         return index * self._size(element), element
 
     def _member(self, number: int, name: str, searched: set[int] | None = None) -> tuple[int, int] | None:
-        """Offset and type of a member, also of one inside structures and unions without a name."""
+        """Offset and type of a member, also inside structures and unions without a name."""
         searched = set() if searched is None else searched
         at, kind, info, _ = self._type(self._strip(number))
         if kind not in _COMPOSITES or at in searched:

@@ -1,6 +1,6 @@
-"""What the programs saw, said about sockets: the values that leave this package.
+"""The evidence about sockets that the programs report: the values that leave this package.
 
-They say what was seen and how sure it is; whoever collects evidence from several sources weighs it.
+They tell what was seen and how sure it is; the core that collects evidence from several sources weighs it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple, Union
 from ._records import Counters, Flag, FlowRow, OwnerRow, PeerRow, Record, text_of
 
 Facts = Union[Record, FlowRow, OwnerRow]
-"""The kernel's own words about a socket; all three have the same names for them."""
+"""The kernel's facts about a socket, which have the same names in all three classes."""
 _INET, _INET6 = 2, 10
 _HAS_PROCESS, _BY_CLOSER, _BY_CREATOR, _FIN_RECEIVED = map(
     int, (Flag.HAS_PROCESS, Flag.BY_CLOSER, Flag.BY_CREATOR, Flag.FIN_RECEIVED)
-)  # plain numbers: the operators of an IntFlag are slow
+)  # plain numbers, because the operators of an IntFlag are slow
 
 
 class HowKnown(enum.Enum):
@@ -28,13 +28,13 @@ class HowKnown(enum.Enum):
     CREATOR = "creator"
     """It made the socket."""
     CLOSER = "closer"
-    """It closed the socket, and nobody was seen using it."""
+    """It closed the socket, and no process was seen using it."""
     DESCRIPTOR = "descriptor"
     """It has the socket open."""
 
 
 class Owner(NamedTuple):
-    """A process that was seen with a socket, as of that moment."""
+    """A process that was seen with a socket, with its facts at that moment."""
 
     pid: int
     """In the first pid namespace."""
@@ -58,12 +58,12 @@ class Ends(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What went through a socket since its beginning."""
+    """The traffic of a socket since its beginning."""
 
     rx_bytes: int | None
     tx_bytes: int | None
     rx_packets: int | None
-    """Datagrams or segments; `None` where only calls were counted, which are no packets."""
+    """Datagrams or segments; `None` if only calls were counted, which are not packets."""
     tx_packets: int | None
     retransmitted_bytes: int | None = None
     """TCP only."""
@@ -78,7 +78,7 @@ class Seen(NamedTuple):
     outbound: bool | None
     """True: it connects; False: it was accepted; `None`: neither, or not seen."""
     began: bool | None
-    """True if this is its beginning; False if it was there before; `None`: one of both."""
+    """True if this is its beginning; false if it is older; `None`: not known."""
 
 
 class Established(NamedTuple):
@@ -92,7 +92,7 @@ class OwnerSeen(NamedTuple):
 
     facts: Facts
     after_end: bool
-    """True if the connection was over: it was reset before anybody used it."""
+    """True if the connection was over: it was reset before a process used it."""
 
 
 class Counted(NamedTuple):
@@ -101,34 +101,34 @@ class Counted(NamedTuple):
     facts: FlowRow
     totals: Totals
     whole: bool
-    """True if its making was seen: nothing went through it uncounted."""
+    """True if its creation was seen, so that all of its traffic was counted."""
 
 
 class Ended(NamedTuple):
     """A connection is over, or a socket was released."""
 
     facts: Facts
-    """The last that described it."""
+    """The last facts about it."""
     time: int | None
-    """Nanoseconds since boot; `None` where the end was not seen."""
+    """Nanoseconds since boot; `None` if the end was not seen."""
     totals: Totals
     final: bool
     """True if nothing can be missing from the totals."""
     established: bool
-    """TCP: False if it never came to a connection."""
+    """TCP: false if the connection was never established."""
     state: int | None = None
-    """TCP: the kernel's number of the state before the end; `None` where the end was not seen."""
+    """TCP: the kernel's number of the state before the end; `None` if the end was not seen."""
     error: int | None = None
-    """TCP: the error that ended it; 0: none did, this end closed it; `None`: not known."""
+    """TCP: the error that ended it; 0: this end closed it without an error; `None`: not known."""
     deaf: bool = False
-    """TCP: nobody could read from it any more."""
+    """TCP: it was shut down for reading."""
 
 
 Evidence = Union[Seen, Established, OwnerSeen, Counted, Ended]
 
 
 def owner_of(facts: Facts) -> Owner | None:
-    """The process beside a socket; `None` where none was seen."""
+    """The process of a socket; `None` if none was seen."""
     flags = facts.flags
     if not flags & _HAS_PROCESS:
         return None
@@ -142,7 +142,7 @@ def owner_of(facts: Facts) -> Owner | None:
 
 
 def ends_of(facts: Facts) -> Ends:
-    """The addresses of a socket; an address of zeros is no remote."""
+    """The addresses of a socket; a remote address of zeros means that it is not connected."""
     family = facts.family
     if family not in {_INET, _INET6}:
         return Ends(None, None, None, None)
@@ -170,13 +170,13 @@ def tcp_totals(record: Record) -> Totals:
 
 
 def datagram_totals(counters: Counters, *, packets: bool) -> Totals:
-    """The counts of a socket that is not TCP's.
+    """The counts of a socket of another protocol than TCP.
 
-    Each direction has what its packets say, where they are counted, and otherwise what calls took and gave. Received
-    bytes differ in meaning: delivered to the socket, or read from it.
+    Each direction has the bytes of its packets if these are counted, and otherwise the bytes of calls. So received
+    bytes have two meanings: delivered to the socket, or read from it.
 
     Args:
-        counters: As the programs counted.
+        counters: The counters of the programs.
         packets: True if packets are counted at all; then UDP without any has 0 and not `None`.
     """
     rx = _direction(counters.rx_payload, counters.rx_packets, counters.rx_bytes, counters.rx_calls, packets)
@@ -185,9 +185,9 @@ def datagram_totals(counters: Counters, *, packets: bool) -> Totals:
 
 
 def remainder_of(counters: Counters, peers: Iterable[PeerRow]) -> Totals:
-    """What an unconnected UDP socket exchanged with addresses that are not in the bounded list of peers.
+    """The traffic of an unconnected UDP socket with addresses that are not in the bounded list of peers.
 
-    Exact where the socket was read after its peers were; between the two it is what passed meanwhile too.
+    The socket must be read after its peers: then traffic between the two readings is in the result, too.
     """
     rx_bytes, tx_bytes, rx_packets, tx_packets = (
         counters.rx_payload,

@@ -1,4 +1,4 @@
-"""From records to evidence: which of them belong together, which are repeated, and which are missing.
+"""Makes evidence of records: finds out which belong together, which are repeated, and which are missing.
 
 What is wanted: one `Seen` and one `Ended` for each connection whatever was repeated or lost, in constant time a record.
 What can happen (each has a test):
@@ -38,7 +38,7 @@ from ._sweep import Sweep
 REPEATED_WITHIN = 50_000_000
 """Nanoseconds: the same change of state again, and nothing between, is a repetition within this time."""
 MAX_REMEMBERED = 2048
-"""Ended connections that are remembered: for repetitions, and for owners that are seen afterwards."""
+"""Most ended connections that are remembered, for repetitions and for owners that are seen afterwards."""
 _NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, 0)
 _SYN_SENT = 2
 _PACKET = 17
@@ -58,7 +58,7 @@ _seen = functools.partial(tuple.__new__, Seen)
 
 
 class _Entry:
-    """What is known of an open connection."""
+    """The state of an open connection."""
 
     __slots__ = ("established", "facts", "last", "listed", "outbound", "owner")
 
@@ -72,7 +72,7 @@ class _Entry:
 
 
 class _Socket(_Entry):
-    """What is known of an open socket that is not TCP's."""
+    """The state of an open socket of another protocol than TCP."""
 
     __slots__ = ("counters", "earlier", "first")
 
@@ -84,19 +84,19 @@ class _Socket(_Entry):
 
     @property
     def sum(self) -> Counters:
-        """All that was counted, by entries of the map that are gone too."""
+        """The sum of all counts, also of entries of the map that are gone."""
         return _sum(self.earlier, self.counters)
 
 
 class Ledger:
-    """Takes what the ring and the maps give, and says what it means.
+    """Takes the data of the ring and the maps, and makes evidence of it.
 
     Args:
         packets: True if packets are counted, see `datagram_totals`.
         births: True if the making and the end of datagram sockets are seen: one whose making was not is older than the
             programs.
         processes: False if the pids of records are not this machine's: then no process is passed on.
-        ignore: Cookies of sockets that are nobody's business: the library's own.
+        ignore: Cookies of sockets that are not reported: the library's own.
     """
 
     def __init__(self, *, packets: bool, births: bool, processes: bool = True, ignore: Iterable[int] = ()) -> None:
@@ -108,16 +108,16 @@ class Ledger:
         self._ignore = frozenset(ignore)
         self._live: dict[int, _Entry] = {}
         self._sockets: dict[int, _Socket] = {}
-        """Those of them that are not TCP's."""
+        """The sockets of other protocols than TCP."""
         self._ended: OrderedDict[int, Record] = OrderedDict()
         self._evidence: list[Evidence] = []
         self._list = 0
         self.records = 0
-        """Records taken in."""
+        """How many records were taken in."""
         self.discarded = 0
-        """Records that the kernel discarded, or that were none of ours."""
+        """How many records the kernel discarded, or were not of these programs."""
         self.repeated = 0
-        """Records that said again what was known."""
+        """How many records repeated an earlier one."""
         self._handlers = {
             Kind.OPENED: self._opened,
             Kind.ESTABLISHED: self._established,
@@ -370,7 +370,7 @@ class Ledger:
         self._evidence.append(Counted(row, totals, whole=bool(row.flags & _COUNTED_FROM_BIRTH)))
 
     def _end_list(self, *, whole: bool) -> None:
-        """Sockets that two whole lists in a row did not have were released, and the record of it is lost."""
+        """End sockets that two complete lists in a row did not have: their last record is lost."""
         if not whole:
             return
         oldest = self._list - 1
@@ -380,7 +380,7 @@ class Ledger:
             self._end_unseen(cookie, entry)
 
     def _taken(self, row: FlowRow) -> None:
-        """The counts of a socket whose end somebody else reported."""
+        """Take in the last counts of a socket whose end another source reported."""
         entry = self._pop(row.cookie)
         counters = row.counters
         if isinstance(entry, _Socket):
@@ -391,7 +391,7 @@ class Ledger:
         self._evidence.append(Ended(row, None, totals, final=True, established=True))
 
     def _held(self, row: OwnerRow) -> None:
-        """A process has a socket open."""
+        """Take in a process that has a socket open."""
         if row.cookie in self._ignore:
             return
         entry = self._live.get(row.cookie)
@@ -401,7 +401,7 @@ class Ledger:
             self._evidence.append(OwnerSeen(row, after_end=False))  # the row has the inode, which no dump will tell
 
     def forget(self, cookie: int) -> None:
-        """Somebody else proved that a socket is gone, or that the connection is over."""
+        """Forget a socket: another source proved that it is gone, or that its connection is over."""
         entry = self._live.get(cookie)
         if entry is not None:
             self._end_unseen(cookie, entry)
@@ -412,7 +412,7 @@ def _sum(one: Counters, other: Counters) -> Counters:
 
 
 def _moved(before: Facts, after: FlowRow) -> bool:
-    """True if a socket was bound or connected since."""
+    """True if a socket was bound or connected since then."""
     return (before.local_port, before.remote_port, before.local, before.remote) != (
         after.local_port,
         after.remote_port,

@@ -1,7 +1,7 @@
-"""What is asked of the maps, and what they answer, as datagrams.
+"""Encodes and decodes the requests to the maps and their answers, as datagrams.
 
-The maps are a channel like any other: a request is sent, and answers are read, in pieces. So they are recorded and
-replayed like the kernel's own datagrams. The format is this library's.
+The maps are a channel like any other: a request is sent, and answers are read in pieces. So they are recorded and
+replayed like the kernel's own datagrams. The format is the library's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entries of the map of flows whose socket's end nobody reports.
+"""Finds entries of the map of flows whose sockets ended without a report.
 
 Packet sockets have no hook at their end; without CAP_NET_ADMIN no socket has, and sock_diag reports only the ends of TCP and
 UDP; and an accepted connection's entry stays where the kernel skipped the program that would have removed it. Such an entry

@@ -1,7 +1,7 @@
-"""What the kernel grants: which programs belong together, and what a set of them can tell.
+"""Tells which programs need each other, and what a set of granted programs can report.
 
-A kernel, its configuration and the privileges of the process decide program by program. What is refused takes those
-with it that make no sense alone; the rest is a *tier*. Every refusal is kept with its reason.
+The kernel, its configuration and the privileges of the process decide about each program. A refused program excludes
+those that need it; the rest is a *tier*. Each refusal is kept with its reason.
 """
 
 from __future__ import annotations

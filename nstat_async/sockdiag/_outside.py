@@ -1,4 +1,4 @@
-"""Evidence of a network namespace that cannot be entered: the tables of ``/proc/PID/net``, which everybody may read.
+"""Evidence of a network namespace that cannot be entered: the tables of ``/proc/PID/net``, which every user may read.
 
 A row has the ends of a socket, its state, user and inode, and neither bytes nor a cookie. What began and ended between
 two readings is in no table. Where eBPF programs report the sockets of such namespaces (`ProgramNamespaces`) no table is read: a
