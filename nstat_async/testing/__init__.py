@@ -1,4 +1,4 @@
-"""An emulated Darwin kernel for tests: every machine has one.
+"""An emulated Darwin kernel for tests, which works on every machine.
 
 `EmulatedKernel` answers the requests of the network-statistics control as the real
 kernel of a chosen release does, byte for byte, for flows that a test scripts::
@@ -10,8 +10,8 @@ kernel of a chosen release does, byte for byte, for flows that a test scripts::
         flow.transfer(rx=10_000, tx=500)
         flow.close()
 
-The names are imported when they are used first: the pytest plugin lies in this package
-and must not make other test suites slower.
+The names are imported at their first use, because the pytest plugin is in this package
+and must not slow down other test suites.
 """
 
 from __future__ import annotations

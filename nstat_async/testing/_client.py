@@ -1,8 +1,8 @@
 """What the emulated kernel does for each request.
 
-One method a type, named after the request. Each returns Darwin's error number, 0 for
-success; the caller turns an error into the ``ERROR`` message. How bytes become a request
-is `nstat_async.ntstat`'s; what a request means is read from ``ntstat.c`` here alone.
+Each type of request has a method, which is named after it. It returns Darwin's error number, 0 for
+success; the caller makes an ``ERROR`` message of an error. `nstat_async.ntstat` decodes the
+requests; only this module has their meaning, from ``ntstat.c``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ._watcher import ClientSource, Watcher, is_buffer_error
 
 _HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
-"""Up to xnu-2782 the last word of the header is not used, and need not be there."""
+"""Up to xnu-2782 the last word of the header is not used, and may be missing."""
 _EXTENSION_BITS = 0xFFFFFF << 40 | 1 << 28
 _CONTENDED_CHUNK = 5
 _NAMED_ONCE = (8796, 141, 3)
-"""Since then one client has one source of a route or interface at most."""
+"""Since then a client has at most one source for a route or interface."""
 
 
 class EmulatedClient(Watcher):
@@ -118,7 +118,7 @@ class EmulatedClient(Watcher):
         """Carry out one request; returns what ``send`` fails with (0: it succeeds)."""
         context, kind, length, flags = _HEADER.unpack_from(data)
         if self.machine.layout.has_lengths and length != len(data):
-            # A client that does not fill in the length is taken for an old one: no flags.
+            # A client that does not set the length is treated as an old one, without flags.
             flags = 0
             data = _HEADER.pack(context, kind, len(data), 0) + data[HEADER_SIZE:]
         elif not self.machine.layout.has_lengths:

@@ -1,4 +1,4 @@
-"""One control socket of the emulated kernel: what waits in it, and the client's end of it."""
+"""A control socket of the emulated kernel: the records that wait in it, and the client's end."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class ControlSocket:
             machine.receive_space, critical_quarter=version >= (2782,), count_mbufs=version < (10002,)
         )
         self.refused = 0
-        """Records that did not fit."""
+        """How many records did not fit."""
         self.closed = False
         self.ended = False
-        """The control went away: end of file once everything was read."""
+        """True if the control is gone: end of file follows once everything was read."""
         self.on_readable: Callable[[], None] | None = None
         """Called when a record becomes readable (also from within ``send``)."""
         self._delayed = 0
@@ -48,7 +48,7 @@ class ControlSocket:
     # The client's side
 
     def receive(self, bufsize: int = 65536) -> bytes:
-        """The next record; what does not fit into `bufsize` of it is lost.
+        """The next record; the part that does not fit into `bufsize` is lost.
 
         Raises:
             BlockingIOError: There is none now.
@@ -66,7 +66,7 @@ class ControlSocket:
 
     @property
     def readable(self) -> int:
-        """Records that can be received now (those on their way over a slow bridge left out)."""
+        """Number of records that can be received now, without those on their way over a slow bridge."""
         return len(self.buffer) - self._delayed
 
     def set_receive_buffer(self, size: int) -> int:
@@ -88,7 +88,7 @@ class ControlSocket:
             self._notify()
 
     def inject(self, datagram: bytes) -> None:
-        """Put bytes before the client that no kernel would send (a fault)."""
+        """Send the client bytes that no kernel would send (a fault)."""
         with self.machine.lock:
             self.buffer.force(datagram)
             self._arrived()

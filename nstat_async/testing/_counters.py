@@ -32,7 +32,7 @@ def mark_active(start: int, bitmap: tuple[int, int], uptime: int) -> tuple[int, 
 
 
 class FlowCounters:
-    """What a flow has moved, by the names of the kernel's header; absent means 0.
+    """The traffic of a flow, by the names of the kernel's header; absent means 0.
 
     With `by_medium` packets and activity are counted by medium, too (macOS 26).
     """
@@ -42,7 +42,7 @@ class FlowCounters:
         self.values: dict[str, int] = {}
         """``nstat_counts`` of all releases."""
         self.details: dict[str, Any] = {}
-        """Fields of ``nstat_detailed_counts`` that differ from what `values` says (macOS 26)."""
+        """Fields of ``nstat_detailed_counts`` that differ from `values` (macOS 26)."""
         self._encoded: bytes | None = None
 
     def set(self, name: str, value: Any) -> None:

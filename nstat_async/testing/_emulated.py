@@ -1,4 +1,4 @@
-"""The emulated kernel as tests use it: with transports, servers, and as a monitor's backend."""
+"""The emulated kernel for tests: with transports, servers, and as a monitor's backend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._transport import EmulatedBackend, EmulatedTransport
 class EmulatedKernel(SansIoKernel):
     """An emulated Darwin kernel: flows on one side, control sockets on the other.
 
-    Its arguments are those of `Machine`. How it was compared with the real kernel code stands
-    in ``docs/emulated-kernel.md``.
+    Its arguments are those of `Machine`. ``docs/emulated-kernel.md`` tells how it was compared with the
+    real kernel code.
     """
 
     def transport(self, receive_buffer: int | None = None) -> EmulatedTransport:

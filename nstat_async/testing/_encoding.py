@@ -1,8 +1,8 @@
-"""Reports of the emulated kernel as bytes, quickly.
+"""Encodes the reports of the emulated kernel quickly.
 
-The shape of every structure comes from the layout of the release, and rare messages are
-encoded by their classes (`nstat_async.ntstat.Message.encode`). The three reports are sent
-by the ten thousand: their bytes are joined from parts that are encoded when a flow changes.
+The layout of the release defines each structure, and rare messages are
+encoded by their classes (`nstat_async.ntstat.Message.encode`). The three reports are frequent:
+their bytes are joined from parts that are encoded only when a flow changes.
 ``tests/testing/test_testing_encoding.py`` compares them with what the classes make.
 """
 
@@ -70,7 +70,7 @@ def pack_items(items: list[tuple[int, bytes | None, int]], *, padded: bool) -> b
     buffer, at = bytearray(total), 0
     for kind, content, size in items:
         if content is None:
-            # What was reserved is turned into one filler item, and the rest is left out.
+            # The reserved space becomes one filler item, and the other items are left out.
             _ITEM.pack_into(buffer, at, 0, total - at - _ITEM.size)
             break
         room = size + 7 & ~7

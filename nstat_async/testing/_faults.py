@@ -1,4 +1,4 @@
-"""What can go wrong on purpose."""
+"""The faults that a test can switch on."""
 
 from __future__ import annotations
 

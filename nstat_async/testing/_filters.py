@@ -1,4 +1,4 @@
-"""What a client asked of a provider, and which sources it lets pass (``nstat_…_reporting_allowed``)."""
+"""A client's filter for a provider, and the sources that pass it (``nstat_…_reporting_allowed``)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEDIA = ((0x4 | 0x40, "cell"), (0x8, "wifi"), (0x10, "wired"))
 
 @attrs.frozen
 class ProviderFilter:
-    """What a client asked of one provider in ``ADD_ALL_SRCS``."""
+    """A client's request for one provider in ``ADD_ALL_SRCS``."""
 
     bits: int = 0
     events: int = 0

@@ -1,4 +1,4 @@
-"""Flows of the emulated kernel: what sockets, channels, routes and interfaces hold.
+"""The flows of the emulated kernel: the state of sockets, channels, routes and interfaces.
 
 A flow keeps its counters and descriptor by the names of the kernel's header. The
 methods that tests usually call (`connect`, `transfer`, `close`) keep those fields
@@ -58,13 +58,13 @@ class EmulatedFlow:
         self.open = True
         """False once it was closed (its goodbye may still be to come)."""
         self.gone = False
-        """True while it ended unnoticed: polls and the minute-timer find it."""
+        """True if it ended unnoticed, until a poll or the minute-timer finds it."""
         self.unreadable = False
-        """True: nothing can be copied from it any more (a process took its memory away): EIO."""
+        """True: nothing can be copied from it any more, because a process took its memory away (EIO)."""
         self.inbound = False
         """True for an accepted connection."""
         self.peer_is_local: bool | None = None
-        """What TCP thinks of its peer's network; `None`: loopback and link-local peers are local."""
+        """Whether TCP regards its peer as local; `None`: loopback and link-local peers are."""
         self.cell_fallback = False
         """True while it may fall back from Wi-Fi to cellular."""
         self.properties_at_open: int | None = None
@@ -74,7 +74,7 @@ class EmulatedFlow:
         self.items: dict[int, bytes] = {}
         """Extension items by type (`nstat_async.ntstat.Extension`)."""
         self.broken_items: set[int] = set()
-        """Items whose provider gives a size and then fails."""
+        """Types of items whose provider gives a size and then fails."""
         self._counters = FlowCounters(by_medium=kernel.release.has_details)
         self.fields = fields
         """The descriptor's fields by the kernel's names; absent means 0. `set` writes them."""

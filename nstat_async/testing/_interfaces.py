@@ -1,4 +1,4 @@
-"""Interfaces of the emulated machine, and what they make of a flow's properties."""
+"""The interfaces of the emulated machine, and their effect on a flow's properties."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class EmulatedInterface:
     expensive: bool = attrs.field(default=False, validator=checked(flag))
     constrained: bool = attrs.field(default=False, validator=checked(flag))
     delegate: EmulatedInterface | None = attrs.field(default=None)
-    """The interface that carries a tunnel's packets, where one is set."""
+    """The interface that carries a tunnel's packets, if one is set."""
     description: str = attrs.field(default="", validator=checked(text))
     counts: dict[str, int] = attrs.field(factory=dict, validator=checked(instance, dict))
     """``nstat_rxpackets``, ``nstat_rxbytes``, ``nstat_txpackets``, ``nstat_txbytes``."""
     threshold: int = attrs.field(default=0, validator=checked(whole))
-    """``if_data_threshold``: bytes after which watchers get a report; 0: nobody asked."""
+    """``if_data_threshold``: bytes after which watchers get a report; 0: none was requested."""
     ultra_constrained: bool = attrs.field(default=False, validator=checked(flag))
     """Constrained even more (since macOS 26; implies `constrained`)."""
 

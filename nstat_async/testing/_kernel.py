@@ -1,4 +1,4 @@
-"""The kernel's side of flows and control sockets, without any socket.
+"""The kernel's side of flows and control sockets, without real sockets.
 
 Sans-IO and, unless asked otherwise, sans-clock: nothing happens but by a call, and time
 stands still until `SansIoKernel.advance`. ``docs/emulated-kernel.md`` says how it was
@@ -65,7 +65,7 @@ class SansIoKernel(ScriptedMachine):
                         client.say_goodbye(source)
 
     def _forget_gone(self) -> None:
-        """Flows that ended unnoticed and that nobody watches any more are freed."""
+        """Free flows that ended unnoticed and that no client watches any more."""
         for flows in self._flows.values():
             for flow in [f for f in flows.values() if f.gone and not f.open and not self._is_watched(f)]:
                 del flows[flow.number]
@@ -76,7 +76,7 @@ class SansIoKernel(ScriptedMachine):
     # Control sockets
 
     def connect(self) -> EmulatedClient:
-        """Open a control socket. Nobody needs a privilege for it."""
+        """Open a control socket, which needs no privilege."""
         with self.lock:
             client = EmulatedClient(self, next(self._units))
             client.on_closed = self._merge_event_masks
@@ -96,7 +96,7 @@ class SansIoKernel(ScriptedMachine):
             client.end()
 
     def inject(self, datagram: bytes) -> None:
-        """Put bytes before every client that no kernel would send (a fault)."""
+        """Send every client bytes that no kernel would send (a fault)."""
         data = octets("datagram", datagram)
         for client in list(self.clients):
             client.inject(data)
