@@ -260,7 +260,7 @@ def test_privileges_that_end_with_a_user_namespace_are_said_to_do_so(inode, with
     monkeypatch.setattr(_doctor, "_effective_capabilities", lambda: 1 << 12)
     finding = looked_at()[1]["privileges"]
     assert finding.data["user_namespace"] is within
-    assert finding.detail.endswith("outside" if within else "CAP_NET_ADMIN")
+    assert finding.detail.endswith("does not reach processes or eBPF outside it" if within else "CAP_NET_ADMIN")
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
