@@ -136,7 +136,7 @@ async def test_what_was_never_opened_says_so_and_may_be_closed():
     assert repr(monitor) == "<Monitor script closed>"
     with pytest.raises(MonitorClosedError, match="the monitor is closed"):
         monitor.subscribe()
-    with pytest.raises(UsageError, match="started once"):
+    with pytest.raises(UsageError, match="started only once"):
         await monitor.start()
     async with Monitor(backend=Script()) as monitor:
         assert repr(monitor) == "<Monitor script open>"
@@ -174,9 +174,9 @@ async def test_what_cannot_be_opened_says_so_where_the_block_begins():
     async with monitor:
         assert monitor.capabilities.backend == "script"
         assert monitor.statistics().feed == {"polls": 0}
-        with pytest.raises(UsageError, match="started once"):
+        with pytest.raises(UsageError, match="started only once"):
             await monitor.__aenter__()
-    with pytest.raises(UsageError, match="started once"):
+    with pytest.raises(UsageError, match="started only once"):
         await monitor.__aenter__()
 
 
