@@ -44,8 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
                         tape.take(batch, monitor)
             finally:
                 await monitor.aclose()
+                rest: list[Any] = []
                 with contextlib.suppress(NstatError):  # nothing waits
-                    tape.take(stream.receive_nowait(), monitor)
+                    rest = stream.receive_nowait()
+                tape.take(rest, monitor)  # also without events: the last records count
         return 0
 
     progress = Progress(tape.describe) if can_draw(sys.stderr) else None
