@@ -8,7 +8,7 @@ SHARE = 0.014
 """Share of a CPU for a pulse at the usual pause, and for the core's work on its reports; 2 % with the loop and the events."""
 SAVED = 12.0
 """Seconds for which an unused share is saved; half of that is there at the start."""
-RESERVED = 0.3
+RESERVED = 0.2
 """The part of the greatest savings that is kept in reserve."""
 
 
