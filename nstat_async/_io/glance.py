@@ -124,8 +124,10 @@ class Glance:
         return bool(moved)
 
     def next_look(self) -> float:
-        """When the next look is due."""
-        return math.inf if self.unread >= MOST_UNREAD else max(self.look_at, min(self._due.values()))
+        """When a look is due and wanted: not before it is known what was there already."""
+        if not self.begun or self.unread >= MOST_UNREAD:
+            return math.inf
+        return max(self.look_at, min(self._due.values()))
 
     def look(self, now: float, *, whole: bool = True) -> list[tuple[int, bytes]]:
         """The sockets that did not exist at the last look.

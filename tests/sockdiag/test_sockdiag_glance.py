@@ -181,6 +181,16 @@ def test_it_begins_with_what_is_there_and_has_a_budget_of_its_own(kernel):
     assert kernel.opened == [(16, 3 | 64 | 128, 4)]
 
 
+def test_before_it_began_no_look_is_due(kernel):
+    """All sockets would be new."""
+    look = Glance(PulsePurpose(0, PAUSE, (TCP,), ()), lambda _report: None)
+    kernel.moved(look, 5.0, connections=1)
+    assert look.next_look() == math.inf
+    look.begin()
+    kernel.moved(look, 6.0, connections=1)
+    assert look.next_look() == 6.0
+
+
 def test_a_look_waits_for_its_rest_and_for_who_reads_its_reports(kernel):
     look = glance(kernel)
     kernel.moved(look, 5.0, connections=1)
