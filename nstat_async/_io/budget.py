@@ -11,6 +11,11 @@ SAVED = 12.0
 RESERVED = 0.2
 """The part of the greatest savings that is kept in reserve."""
 
+INSTALMENT = 0.3
+"""The part of what is earned that pays back what is owed."""
+MOST_OWED = 10.0
+"""Most seconds of a budget that may be owed."""
+
 
 @attrs.define(eq=False)
 class Budget:
@@ -22,6 +27,8 @@ class Budget:
     """The time, seconds, up to which the share was added."""
     left: float = attrs.field(init=False)
     """Seconds of CPU that may be spent now; below 0: they were spent in advance."""
+    owed: float = 0.0
+    """Seconds of CPU that were spent and are paid by instalments."""
 
     def __attrs_post_init__(self) -> None:
         self.left = self.most / 2
@@ -43,8 +50,18 @@ class Budget:
 
     def spend(self, seconds: float, now: float) -> None:
         """Take these seconds of CPU from the budget, and add the share of the time until `now`."""
-        self.left = min(self.left + (now - self.at) * self.share, self.most) - seconds
+        earned = (now - self.at) * self.share
+        back = min(self.owed, earned * INSTALMENT)
+        self.owed -= back
+        self.left = min(self.left + earned - back, self.most) - seconds
         self.at = now
+
+    def defer(self, seconds: float) -> None:
+        """Pay what was spent in advance by instalments, except for what is earned in these seconds: something may be spent soon."""
+        later = min(-self.left - seconds * self.share, MOST_OWED * self.share - self.owed)
+        if later > 0:
+            self.left += later
+            self.owed += later
 
     def rest(self) -> float:
         """Seconds until something may be spent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import heapq
 import math
 import os
 import resource
@@ -29,9 +30,11 @@ from .successors import PORTS_AT, TCP, Successors, cookie_of
 MOST_UNREAD = 16
 """Most reports that may wait to be read; there is no look while there are more."""
 ONE_BY_ONE = 32
-"""Most look-ups at once. If more sockets wait for their process, a dump is made instead."""
+"""Most look-ups at once. If more connections wait for their process, they are asked for in turn."""
 MOST_FOLLOWED = 256
 """Most new connections that are searched for by their ports; for more, a dump is cheaper."""
+MOST_TAKEN = 512
+"""Most new sockets of one dump; if thousands were opened at once, the next poll finds the others."""
 LONGEST_WAIT = 1.0
 """Most seconds between two looks at whether a connection was accepted by a process."""
 SPARE_DESCRIPTORS = 16
@@ -86,6 +89,8 @@ class Glance:
         """How many connections the last look may have seen before they were counted."""
         self.dumped = 0.0
         """Seconds of CPU that the last look spent on a dump of connections."""
+        self.whole_takes = 0.0
+        """Seconds of CPU that the last dump of all connections took."""
         self._unheld: dict[int, bytes] = {}
         """Connections without a known process, by cookie: not accepted yet, or there was no time for a search."""
         self._successors = Successors(self._ask)
@@ -176,11 +181,13 @@ class Glance:
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """Find new connections: by their ports if those are known, and by a dump if some are missing."""
         opened, self._opened = self._opened, 0
-        if opened > MOST_FOLLOWED or len(self._unheld) > ONE_BY_ONE:
+        if opened > MOST_FOLLOWED:
+            if not whole:
+                self._successors.forget(self.crowds)
             return self._look(TCP, whole=whole)
         next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
-        again = self._ask([lookup_request(message, TCP).encode() for message in self._unheld.values()])
-        self._unheld = {}
+        waiting = [self._unheld.pop(cookie) for cookie in list(self._unheld)[:ONE_BY_ONE]]
+        again = self._ask([lookup_request(message, TCP).encode() for message in waiting])
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
         self._missing |= counted + self._ahead < opened
         self._ahead = max(0, counted - opened)
@@ -224,14 +231,17 @@ class Glance:
             self._known[protocol] |= present
         else:
             self._known[protocol] = present
+        if len(new) > MOST_TAKEN:  # inodes are given in their order, but for each CPU
+            new = heapq.nlargest(MOST_TAKEN, new, key=lambda each: SOCKET.unpack_from(each[1], COOKIE_AT)[2])
         if protocol == TCP:
             self._connections, self._ahead = counted, self.counters.read() - counted
             self._opened, self._missing = 0, False
-            self.dumped = time.thread_time() - began
             for _, message in new:
                 self._successors.learn(message)
-            if self._filters and not crowds:
-                self.crowds = crowded_ports(ports) if len(ports) >= CROWD else ()
+            self.dumped = time.thread_time() - began
+            if not crowds:
+                self.whole_takes = self.dumped
+                self.crowds = crowded_ports(ports) if self._filters and len(ports) >= CROWD else ()
         return new
 
     def _dump(self, protocol: int, crowds: tuple[int, ...]) -> tuple[list[tuple[int, bytes]], set[int], list[int]]:

@@ -38,6 +38,10 @@ WIDE_SHARE = 0.3
 """The part of the budget for searches through all processes and looks at crowds, which would take all of it otherwise."""
 LONGEST_DEBT = 2.0
 """Most seconds without a dump after one that cost more than was left: where thousands of sockets came at once."""
+LONGEST_SILENCE = 1.0
+"""Most seconds without any look after such a dump: what it cost beyond that is paid by instalments (`Budget.defer`)."""
+MOST_CHARGED, MOST_CHARGED_EACH = 0.0005, 0.0001
+"""Most seconds of CPU that are charged for the reading of a report, and for each socket in it: more was other work in between."""
 USUAL_PAUSE = 0.02
 """Seconds between two looks for which that share is meant; a user who wants shorter pauses grants more CPU time."""
 MOST_SHARE = 0.2
@@ -204,6 +208,7 @@ class Pulse:
             glance.budget.spend(seconds, now)
             spent += seconds
         self._budget.spend(spent, now)
+        self._budget.defer(LONGEST_SILENCE)
         self._wide.spend(0.0, now)  # lets its clock go on, too
 
     def _wait(self) -> None:
@@ -270,15 +275,17 @@ class Pulse:
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        glance.look_at = now + max((spent - glance.dumped) / eagerness, SHORTEST_REST if several else 0.0)
+        rest = min((spent - glance.dumped) / eagerness, LONGEST_SILENCE)
+        glance.look_at = now + max(rest, SHORTEST_REST if several else 0.0)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """The new sockets. A dump of all sockets is as rare as a search of all processes, unless more is saved than looks need.
 
-        It takes as long as such a search if there are thousands of sockets.
+        It takes as long as such a search if there are thousands of sockets. So it has to wait until what the last one took is
+        there, and until the last one is paid.
         """
-        granted = self._wide.left > 0
-        new = glance.look(now, whole=granted or self._budget.surplus > 0)
+        granted = self._wide.left > min(glance.whole_takes, self._wide.most / 2)
+        new = glance.look(now, whole=not self._budget.owed and (granted or self._budget.surplus > 0))
         if granted:
             self._wide.spend(glance.dumped, time.monotonic())
             self._wide.left = max(self._wide.left, -LONGEST_DEBT * self._wide.share)
@@ -371,6 +378,7 @@ class PulseChannel:
         self._charge = charge
         self._handed: float | None = None
         """CPU time of the reader's thread when it got the last reports; `None`: nothing is to be charged."""
+        self._most_charged = 0.0
         self._reports: deque[PulseReport | OSError] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
@@ -396,8 +404,9 @@ class PulseChannel:
     def read_into(self, batch: list[bytes], most: int) -> bool:
         """Append reports; see `Channel`. The reader's CPU time until its next call is charged to the budget."""
         if self._handed is not None:
-            self._charge((self.glance, time.thread_time() - self._handed))
+            self._charge((self.glance, min(time.thread_time() - self._handed, self._most_charged)))
             self._handed = None
+        sockets = 0
         with self._lock:
             for _ in range(most):
                 if not self._reports:
@@ -406,9 +415,11 @@ class PulseChannel:
                 if isinstance(report, OSError):
                     raise report
                 batch.append(report.encode())
+                sockets += len(report.sockets)
             self.glance.unread = len(self._reports)
             if batch:
                 self._handed = time.thread_time()
+                self._most_charged = MOST_CHARGED * len(batch) + MOST_CHARGED_EACH * sockets
                 return True
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._event)

@@ -72,6 +72,12 @@ class Successors:
             if len(table) > MOST_REMEMBERED:
                 del table[next(iter(table))]
 
+    def forget(self, servers: Container[int]) -> None:
+        """Forget the connections of servers with these ports: many were opened that nobody will find by the last one's port."""
+        for table in (self._steady, self._others):
+            for key in [key for key in table if (key[1] or key[2]) in servers]:
+                del table[key]
+
     def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
         """Find connections that are not `known` by their cookies, until they explain `number` counted ones; and how many they do."""
         found: list[bytes] = []

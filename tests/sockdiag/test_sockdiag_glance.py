@@ -279,14 +279,46 @@ def test_a_few_new_connections_are_asked_for_and_many_are_dumped(kernel):
     kernel.moved(look, 7.0, connections=ONE_BY_ONE + 1)
     assert look.look(7.0) == []
     assert kernel.dumps == [6]
-    look.look(7.0 + PAUSE)
-    assert kernel.dumps == [6, 6], "too many to be asked for one by one"
-    del kernel.sockets[2000]
-    look.look(7.0 + 3 * PAUSE)
-    assert kernel.dumps == [6, 6, 6]
-    kernel.asked = 0
-    look.look(7.0 + 7 * PAUSE)
-    assert (kernel.dumps, kernel.asked, kernel.most_asked) == ([6, 6, 6], ONE_BY_ONE, ONE_BY_ONE)
+
+
+def test_many_that_wait_to_be_accepted_are_asked_for_in_turn(kernel):
+    """So many at once, and each of them once before any is asked for again: without a dump."""
+    look = glance(kernel, udp=False)
+    waiting = range(2000, 2000 + 2 * ONE_BY_ONE)
+    for port in waiting:
+        kernel.add(port, inode=0)
+    kernel.moved(look, 7.0, connections=len(waiting))
+    assert look.look(7.0) == []
+    kernel.dumps.clear()
+    for port in waiting:
+        kernel.sockets[port].inode = port
+    found = cookies(look.look(7.0 + PAUSE))
+    assert (len(found), kernel.asked, kernel.most_asked) == (ONE_BY_ONE, ONE_BY_ONE, ONE_BY_ONE)
+    found += cookies(look.look(7.0 + 3 * PAUSE))
+    assert sorted(found) == list(waiting)
+    assert (kernel.dumps, look.next_look()) == ([], math.inf)
+    for port in waiting:
+        kernel.add(1000 + port, inode=0)
+    kernel.moved(look, 8.0, connections=len(waiting))
+    look.look(8.0)
+    kernel.sockets[1000 + waiting[-1]].inode = 1
+    look.look(8.0 + PAUSE)
+    assert cookies(look.look(8.0 + 3 * PAUSE)) == [1000 + waiting[-1]], (
+        "those that still wait are asked for behind the others"
+    )
+
+
+def test_of_thousands_of_new_sockets_a_dump_gives_the_newest(kernel, monkeypatch):
+    """The next poll finds the others: to take in all of them would leave nothing to spend on what comes then."""
+    monkeypatch.setattr(module, "MOST_TAKEN", 3)
+    look = glance(kernel)
+    for number, inode in enumerate((50, 90, 10, 70, 80), 1):
+        kernel.add(number, inode=inode)
+        kernel.add(10 + number, inode=inode, protocol=17)
+    kernel.moved(look, 5.0, connections=MOST_FOLLOWED + 1, datagrams=5)
+    assert cookies(look.look(5.0)) == [2, 5, 4, 12, 15, 14]
+    kernel.moved(look, 6.0, connections=MOST_FOLLOWED + 1, datagrams=1)
+    assert look.look(6.0) == [], "the others are known, too"
 
 
 def test_so_many_are_asked_for_by_their_ports(kernel, monkeypatch):
@@ -477,6 +509,46 @@ def test_a_look_may_leave_out_crowds_where_the_kernel_can(kernel, monkeypatch):
     kernel.moved(look, 9.0, connections=many)
     look.look(9.0)
     assert look.crowds == (), "it cannot, and is not asked again"
+
+
+def test_what_is_opened_beside_a_crowd_is_found_after_many_of_the_crowd_were_left_out(kernel, monkeypatch):
+    """Their ports follow the last one that is known: they would be taken for what was counted last."""
+    monkeypatch.setattr(module, "CROWD", 30)
+    monkeypatch.setattr(module, "crowded_ports", lambda ports: (443,) if len(ports) >= 30 else ())
+    look, many = glance(kernel, udp=False), MOST_FOLLOWED + 1
+    for port in range(1000, 1060, 2):
+        kernel.add(port, remote_port=443)
+    kernel.moved(look, 5.0, connections=many)
+    assert len(look.look(5.0)) == 30
+    for port in range(1060, 1060 + 2 * many, 2):
+        kernel.add(port, remote_port=443)
+    kernel.moved(look, 6.0, connections=many)
+    assert look.look(6.0, whole=False) == []
+    for port in (9000, 9002, 9004):
+        kernel.add(port, remote_port=81)
+    kernel.moved(look, 7.0, connections=3)
+    assert cookies(look.look(7.0, whole=False)) == [9000, 9002, 9004]
+
+
+def test_what_a_dump_of_all_connections_takes_is_remembered(kernel, monkeypatch):
+    """And not what one takes that leaves out a crowd."""
+    monkeypatch.setattr(module, "CROWD", 1)
+    monkeypatch.setattr(module, "crowded_ports", lambda ports: (443,))
+    cpu, send = [100.0, 2.0], kernel.send
+
+    def work(data):
+        cpu[0] += cpu[1]
+        send(data)
+
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(thread_time=lambda: cpu[0], monotonic=lambda: 0.0))
+    monkeypatch.setattr(kernel, "send", work)
+    kernel.add(1, remote_port=443)
+    look = glance(kernel, udp=False)
+    assert look.whole_takes == 2.0
+    cpu[1] = 1.0
+    kernel.moved(look, 5.0, connections=MOST_FOLLOWED + 1)
+    look.look(5.0, whole=False)
+    assert (look.dumped, look.whole_takes) == (1.0, 2.0)
 
 
 def test_of_fewer_sockets_than_a_crowd_none_is_looked_for(kernel):

@@ -23,7 +23,7 @@ READING, LOOK, FLOW, REPORT = 40e-6, 350e-6, 50e-6, 200e-6
 class Machine:
     """A network namespace in which flows begin at these times; it stands in for `Glance`, the clocks, and the wait for counters."""
 
-    dumped = 0.0
+    dumped = whole_takes = 0.0
 
     def __init__(self, monkeypatch, *flows):
         """Each of the flows is its beginning and its life, seconds."""
@@ -131,6 +131,9 @@ def test_a_look_rests_for_what_it_cost_and_longer_the_less_is_saved(monkeypatch)
     machine.pulse._budget.left, machine.dumped = machine.pulse._budget.most, 0.009
     machine.pulse._rest_after(machine, 0.01)
     assert machine.look_at == pytest.approx(0.001, rel=0.02), "looks that need no dump go on"
+    machine.pulse._budget.left = machine.budget.left = machine.dumped = 0.0
+    machine.pulse._rest_after(machine, 5.0)
+    assert machine.look_at == pytest.approx(pulse.LONGEST_SILENCE)
 
 
 @pytest.mark.parametrize("rate", [1000, 10_000])
@@ -600,7 +603,7 @@ def test_what_dumps_take_is_taken_from_their_own_share(monkeypatch):
         looks.append(whole)
         return ["a row"]
 
-    crowd, left = types.SimpleNamespace(dumped=0.001, look=look), beat._wide.left
+    crowd, left = types.SimpleNamespace(dumped=0.001, whole_takes=0.0, look=look), beat._wide.left
     assert beat._look(crowd, 0.0) == ["a row"]
     assert left - beat._wide.left == pytest.approx(0.001)
     beat._wide.left = 0.0
@@ -612,6 +615,59 @@ def test_what_dumps_take_is_taken_from_their_own_share(monkeypatch):
     beat._wide.left, crowd.dumped = 0.001, 1.0
     beat._look(crowd, 0.0)
     assert beat._wide.rest() == pytest.approx(pulse.LONGEST_DEBT), "thousands came at once: not for minutes"
+
+
+def test_a_dump_waits_until_what_the_last_one_took_is_there_and_is_paid(monkeypatch):
+    machine = Machine(monkeypatch)
+    beat, looks = machine.pulse, []
+    crowd = types.SimpleNamespace(dumped=0.0, whole_takes=0.004, look=lambda _now, whole: looks.append(whole))
+    beat._budget.left = 0.0
+    for left, takes in ((0.005, 0.004), (0.003, 0.004), (0.6 * beat._wide.most, 99.0), (0.4 * beat._wide.most, 99.0)):
+        beat._wide.left, crowd.whole_takes = left, takes
+        beat._look(crowd, 0.0)
+    assert looks == [True, False, True, False], "one that takes more than can be saved waits for half of that"
+    looks.clear()
+    beat._wide.left, beat._budget.left, beat._budget.owed = beat._wide.most, beat._budget.most, 0.001
+    beat._look(crowd, 0.0)
+    assert looks == [False]
+
+
+def test_after_a_flood_looks_go_on_within_a_second_or_so_and_are_paid_all_the_same(monkeypatch):
+    """What a dump of many thousands took is paid by instalments."""
+    few = flows(2, 1.5, 2, 40)
+    machine = Machine(monkeypatch, [(1.0, 60.0)], few)
+    machine.run(1)
+    machine.pulse._budget.left = 0.0
+    machine.work(8 * budget.SHARE)
+    machine.pulse._pay(8 * budget.SHARE)
+    before = machine.cpu
+    machine.run(3)
+    assert [now for now in machine.looks if now < 2.5]
+    machine.run(40)
+    assert machine.share_seen(few) == 1.0
+    assert machine.pulse._budget.owed == 0.0
+    assert machine.cpu - before <= (machine.now - 1 - 8) * budget.SHARE + 0.01
+
+
+def test_what_is_owed_is_bounded_and_paid_by_instalments():
+    granted = budget.Budget(0.1, 50.0)
+    granted.left = -0.5
+    granted.defer(2.0)
+    assert (granted.left, granted.owed) == (pytest.approx(-0.2), pytest.approx(0.3))
+    granted.defer(2.0)
+    assert (granted.left, granted.owed) == (pytest.approx(-0.2), pytest.approx(0.3)), (
+        "that much may be spent in advance"
+    )
+    granted.spend(0.0, 51.0)
+    assert granted.owed == pytest.approx(0.3 - budget.INSTALMENT * 0.1)
+    assert granted.left == pytest.approx(-0.2 + (1 - budget.INSTALMENT) * 0.1)
+    granted.spend(100.0, 51.0)
+    granted.defer(2.0)
+    assert granted.owed == pytest.approx(0.1 * budget.MOST_OWED)
+    assert granted.rest() > 900, "more than that is not lent"
+    granted.left, granted.owed = 0.0, 0.001
+    granted.spend(0.0, 52.0)
+    assert (granted.left, granted.owed) == (pytest.approx(0.099), 0.0), "no more is paid back than is owed"
 
 
 # -- channels
@@ -657,6 +713,27 @@ def test_reports_are_read_in_order_and_errors_where_they_came(channel):
     assert channel.read_into([], 2) is False
     with pytest.raises(BlockingIOError):
         os.eventfd_read(channel.fileno())
+
+
+def test_what_a_reader_did_between_two_reports_is_not_charged_to_them(channel, monkeypatch):
+    """It may have been kept from them by other work; the sum is bounded by what reports take."""
+    cpu, charged = [5.0], []
+    monkeypatch.setattr(pulse, "time", types.SimpleNamespace(thread_time=lambda: cpu[0]))
+    channel._charge = charged.append
+    sockets = tuple((6, bytes([n])) for n in range(3))
+    for reports in (1, 2):
+        for _ in range(reports):
+            channel.glance.report(PulseReport(sockets))
+        channel.read_into([], 2)
+        cpu[0] += 0.0007
+        channel.read_into([], 2)
+        assert charged.pop() == (channel.glance, pytest.approx(0.0007))
+        for _ in range(reports):
+            channel.glance.report(PulseReport(sockets))
+        channel.read_into([], 2)
+        cpu[0] += 9.0
+        channel.read_into([], 2)
+        assert charged.pop()[1] == pytest.approx(reports * (pulse.MOST_CHARGED + 3 * pulse.MOST_CHARGED_EACH))
 
 
 def test_a_channel_sends_nothing_and_is_closed_once(channel):

@@ -316,7 +316,7 @@ def test_a_shorter_pause_is_granted_more_and_not_without_end():
 
 def test_what_is_done_with_reports_is_charged(monkeypatch):
     """Between two reads the reader's thread works on what it got."""
-    clock = iter([10.0, 10.5])
+    clock = iter([10.0, 10.0 + 2**-12])
     charged = []
     channel = pulse.PulseChannel(PulsePurpose(0), lambda _watch: None, charged.append)
     monkeypatch.setattr(pulse.time, "thread_time", lambda: next(clock))
@@ -327,7 +327,7 @@ def test_what_is_done_with_reports_is_charged(monkeypatch):
         assert PulseReport.decode(batch[0]) == PulseReport()
         assert not channel.read_into([], 8)
         assert not channel.read_into([], 8)
-        assert charged == [(channel.glance, 0.5)]
+        assert charged == [(channel.glance, 2**-12)]
     finally:
         channel.close()
         channel.glance.close()
@@ -620,7 +620,7 @@ def test_a_kernel_that_leaves_out_nothing_is_looked_at_whole(look, monkeypatch):
 def test_dumps_take_their_own_share(monkeypatch):
     """While it is spent there are none of all sockets."""
     beat, looks = pulse.Pulse({}, ProcessReader()), []
-    crowd = types.SimpleNamespace(dumped=0.0, look=lambda _now, whole: looks.append(whole) or [])
+    crowd = types.SimpleNamespace(dumped=0.0, whole_takes=0.0, look=lambda _now, whole: looks.append(whole) or [])
     beat._look(crowd, 0.0)
     beat._wide.left = beat._budget.left = -1.0
     beat._look(crowd, 0.0)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.linux
 class Room:
     """It stands in for `Glance`."""
 
-    dumped = 0.0
+    dumped = whole_takes = 0.0
 
     def __init__(self, purpose, report) -> None:
         self.purpose, self.report = purpose, report
@@ -352,11 +352,11 @@ def test_what_the_reader_does_until_it_comes_again_is_charged(beat, monkeypatch)
     room.report(PulseReport())
     read(channel)
     assert not beat._charged
-    cpu[0] += 0.5
+    cpu[0] += 2**-12
     read(channel)
-    cpu[0] += 0.5
+    cpu[0] += 2**-12
     read(channel)
-    assert list(beat._charged) == [(room, 0.5)]
+    assert list(beat._charged) == [(room, 2**-12)]
 
 
 def test_nothing_can_be_sent_to_a_pulse(beat):
