@@ -360,12 +360,12 @@ class Endings:
             return outcome_of_attempt(words, words.repeated, quick=False)
         if ending.orderly is None:
             return None
-        state = entry.state
+        state: int | None = entry.state
         if record is not None:
             by_record = outcome_by_record(record, words)
             if by_record is not None:
                 return by_record
-            state = SocketState.ESTABLISHED if record.state is None else record.state
+            state = record.state
         closing = bool(sent_fin(entry, words))
         traces = Traces(state, ending.orderly, closing, fin, ending.remains, ending.peer, ending.local)
         return outcome_of(words, traces)
@@ -380,9 +380,8 @@ class Endings:
     def give_up_all(self) -> None:
         """Report all ends as they are: no more evidence will come."""
         self._settle_early()
-        fresh, self._fresh = self._fresh, {}
-        for ending in fresh.values():
-            self._remains_found(ending, NO_ANSWER)
+        self.flush()
+        self._lookups.give_up_all()
         for end, ending in self.waiting.take_all():
             self._give_up(end, ending)
 

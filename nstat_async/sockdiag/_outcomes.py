@@ -32,8 +32,8 @@ _ATTEMPTS_BY_ERROR = {
 class Traces(NamedTuple):
     """What is known of an end besides the counters of the removal."""
 
-    state: int
-    """The last known state."""
+    state: int | None
+    """The last known state; `None` if the end was not seen."""
     orderly: bool
     """A FIN of this end was acknowledged."""
     closing: bool

@@ -5,11 +5,11 @@ from __future__ import annotations
 import attrs
 import pytest
 from endings_fakes import HERE, THERE, last_words, time_wait, two_ends
-from sockdiag_fakes import FakeKernel, flow_events
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket, flow_events, removals
 
 from nstat_async._events import FlowRemoved
 from nstat_async._model import Outcome
-from nstat_async.sockdiag import AddressMessage, SocketState, TcpInfo
+from nstat_async.sockdiag import AddressMessage, SocketState, TcpInfo, _endings
 from nstat_async.sockdiag._endings import PEER_PATIENCE
 from nstat_async.sockdiag._program_evidence import PULSE_PATIENCE
 from nstat_async.sockdiag._waiting import MOST_BEHIND
@@ -72,6 +72,18 @@ def test_ends_that_may_be_this_machines_wait_until_its_addresses_are_known_or_wi
     assert not answered or [event.counts.rx_bytes for event in removed] == [100, 0]
 
 
+def test_only_so_many_ends_wait_for_the_addresses(monkeypatch):
+    """One more is reported as if its other end were on another machine."""
+    monkeypatch.setattr(_endings, "MOST_REMEMBERED", 1)
+    kernel = FakeKernel(interval=None)
+    kernel.silent.add(2)
+    kernel.start()
+    for port in (20_000, 20_001):
+        kernel.feed(last_words(port).message(final=True), 1)
+    assert [event.flow.local.port for event in removals(kernel.run())] == [20_001]
+    assert [event.flow.local.port for event in removals(kernel.wait(1.1))] == [20_000]
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_a_connection_that_has_the_same_ends_now_proves_nothing_of_the_one_before(late):
     """Ends in TIME_WAIT are used again after a second: who reads a notification later than that finds another connection.
@@ -92,6 +104,19 @@ def test_a_connection_that_has_the_same_ends_now_proves_nothing_of_the_one_befor
     kernel.run()
     ended = [event for event in kernel.events if isinstance(event, FlowRemoved) and event.flow.local.port == 80]
     assert [(event.counts.rx_bytes, event.final) for event in ended] == [(100, True)]
+
+
+@pytest.mark.parametrize("twice", [0, 1], ids=["server", "client"])
+def test_two_connections_with_the_same_ends_that_end_in_one_turn_are_both_reported(twice):
+    kernel = FakeKernel(interval=None)
+    kernel.start()
+    ends = two_ends()
+    for cookie in (7, 8):
+        kernel.feed(attrs.evolve(ends[twice], cookie=cookie).message(final=True), 1)
+    kernel.feed(attrs.evolve(ends[not twice], cookie=9).message(final=True), 1)
+    kernel.run()
+    removed = [*removals(kernel.events), *removals(kernel.wait(PEER_PATIENCE))]
+    assert sorted(event.flow.id for event in removed) == ["c7", "c8", "c9"]
 
 
 def test_an_end_whose_other_end_never_comes_is_reported_in_any_case():
@@ -213,6 +238,24 @@ def test_what_was_reset_left_nothing_to_ask_for():
         kernel.run()
         assert isinstance(kernel.events[-1], FlowRemoved)
         assert not [item for item in kernel.record if item[0] == "to" and item[2] == 3]
+
+
+@pytest.mark.parametrize(
+    ("answers", "repeated", "outcome"),
+    [(1, 0, Outcome.REFUSED), (0, 1, Outcome.TIMED_OUT), (0, 0, Outcome.FAILED)],
+)
+@pytest.mark.parametrize("remote", [PEER, LOOPBACK], ids=["far", "here"])
+def test_an_attempt_that_is_given_up_leaves_nothing_to_ask_for(answers, repeated, outcome, remote):
+    """Its SYN is not acknowledged."""
+    kernel = FakeKernel(interval=None)
+    counters = {TcpInfo.SEGS_IN: answers, TcpInfo.SEGS_OUT: 1 + repeated, TcpInfo.TOTAL_RETRANS: repeated}
+    info = {**counters, TcpInfo.UNACKED: 1, TcpInfo.DELIVERED: 0}
+    kernel.sockets[9] = FakeSocket(9, remote=remote, state=SocketState.SYN_SENT, unacked=1, info=info)
+    kernel.start()
+    kernel.close(9)
+    (removed,) = removals(kernel.run())
+    assert (removed.final, removed.counts.rx_bytes, removed.flow.outcome) == (True, 0, outcome)
+    assert not [item for item in kernel.record if item[0] == "to" and item[2] == 3]
 
 
 def test_remains_of_what_no_dump_had_have_a_cookie_of_their_own():

@@ -193,6 +193,20 @@ def test_what_waits_for_an_answer_of_a_namespace_that_went_is_reported(kernel):
     assert kernel.session.statistics()["unresolved_owners"] == 0
 
 
+def test_an_end_that_waits_for_the_addresses_of_a_namespace_that_went_is_reported():
+    """Nobody knows whether the other end is there, too, and nobody will tell."""
+    kernel = FakeKernel(Session(MonitorOptions(interval=0.5), kernel="6.18.0", all_namespaces=True))
+    kernel.came_and_went = [NamespacesAnswer(), NamespacesAnswer((BLUE,)), NamespacesAnswer(gone=(1,))]
+    kernel.silent.add(6)
+    kernel.start()
+    kernel.wait(0.25)
+    info = {TcpInfo.BYTES_SENT: 10, TcpInfo.BYTES_ACKED: 12, TcpInfo.BYTES_RECEIVED: 5, TcpInfo.DATA_SEGS_IN: 1}
+    kernel.feed(FakeSocket(2, info={**info, TcpInfo.SEGS_IN: 3}).message(final=True), 5)
+    assert not of_others(kernel.run())
+    ended = [e for e in kernel.wait(0.5) if isinstance(e, FlowRemoved)]  # an answer would be given up after a second
+    assert [(e.flow.id, e.reason, e.counts.tx_bytes) for e in ended] == [("n1:c2", RemovalReason.CLOSED, 10)]
+
+
 def test_a_namespace_that_is_found_twice_is_one_and_one_made_anew_is_another(kernel):
     kernel.came_and_went = [NamespacesAnswer((BLUE, BLUE)), NamespacesAnswer((BLUE,)), NamespacesAnswer(gone=(1, 1, 9))]
     kernel.start()

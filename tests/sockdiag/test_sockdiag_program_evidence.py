@@ -5,13 +5,13 @@ from __future__ import annotations
 import attrs
 import pytest
 from ebpf_records import datagram_record, record
-from programs_fakes import BORN, GRANTED, PORTS, PROVIDERS, RING, closed, connect, end, flow_row, started
+from programs_fakes import BORN, GRANTED, PORTS, PROVIDERS, RING, closed, connect, end, flow_row, removal, started
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals, traffic
 
 from nstat_async import Delta, FlowAdded, FlowUpdated, Provider, RemovalReason, TcpState
 from nstat_async._model import Direction, Outcome
 from nstat_async.ebpf import Flag, Kind, SocketType, Tier
-from nstat_async.sockdiag import CgroupFacts
+from nstat_async.sockdiag import CgroupFacts, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._program_evidence import ANNOUNCING_PATIENCE, RECORD_PATIENCE, REMOVAL_PATIENCE
 
@@ -197,6 +197,21 @@ def test_a_record_says_how_a_connection_ended(state, flags, outcome, removed_too
     kernel.wait(1.0)
     (removed,) = removals(kernel.events)
     assert removed.flow.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [(SocketState.FIN_WAIT1, Outcome.CLOSED_HERE), (SocketState.ESTABLISHED, Outcome.CLOSED_THERE)],
+)
+def test_the_last_state_says_who_closed_first_where_the_record_has_no_error(state, outcome):
+    """The removal says that both closed."""
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed()._replace(old=state))
+    info = {**removal(rx=9).info, TcpInfo.BYTES_ACKED: 72}
+    kernel.feed(attrs.evolve(removal(), info=info).message(final=True), 1)
+    (removed,) = removals(kernel.run())
+    assert (removed.counts.rx_bytes, removed.flow.outcome) == (8, outcome)
 
 
 def test_a_fin_is_no_byte_where_nothing_else_was_received():
