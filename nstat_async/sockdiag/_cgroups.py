@@ -36,7 +36,7 @@ _HEADER = struct.pack("=HH", 4 + _NUMBER.size, DiagAttribute.CGROUP_ID)
 def cgroup_of(message: bytes, form: RowFormat) -> int:
     """The number of a socket's cgroup, read from its row; 0 where the row has none (before Linux 5.8)."""
     at, length = form.cgroup, _NUMBER.size
-    if not at or message[at - 4 : at] != _HEADER:
+    if message[at - 4 : at] != _HEADER:  # also where `at` is 0: the format has no such attribute
         at, length = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.CGROUP_ID) or (0, 0)
     if length != _NUMBER.size:
         return 0
@@ -56,7 +56,7 @@ class CgroupSource:
         asks: Whether the transport can look cgroups up.
     """
 
-    def __init__(self, output: Output, *, asks: bool = True) -> None:
+    def __init__(self, output: Output, *, asks: bool) -> None:
         self.searching = False
         """A look-up is under way."""
         self._output = output
@@ -85,10 +85,9 @@ class CgroupSource:
 
     def names_of(self, entry: Entry) -> CgroupNames | None:
         """The names of a socket's cgroup; a flow that is made before they are known is updated later."""
-        names = self.known.get(entry.cgroup)
-        if names is None and entry.cgroup in self._wanted:
+        if entry.cgroup in self._wanted and not entry.over:
             self._without.setdefault(entry.cgroup, {})[entry] = None
-        return names
+        return self.known.get(entry.cgroup)
 
     def forget(self, entry: Entry) -> None:
         """The socket is gone."""
@@ -129,7 +128,6 @@ class CgroupSource:
             self._from_poll = self._output.poll + 1
 
     def _learn(self, number: int, facts: CgroupFacts | None) -> None:
-        self.known.pop(number, None)
         if len(self.known) >= REMEMBERED:
             del self.known[next(iter(self.known))]
         self.known[number] = None if facts is None else _names_of(facts)

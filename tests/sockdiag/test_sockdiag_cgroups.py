@@ -73,6 +73,20 @@ def test_a_flow_that_is_over_is_told_no_more_when_its_cgroup_is_found(kernel):
     assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
 
 
+def test_a_flow_that_is_over_waits_for_no_name_however_long_the_look_up_takes(kernel):
+    kernel.start()
+    kernel.hold_lookups = True
+    for cookie in (1, 2):
+        open_socket(kernel, cookie, 7001)
+        kernel.poll()
+        kernel.wait(_polls.ASKED_OWNERS_PATIENCE)
+        (waiting,) = kernel.session._cgroups._without.values()
+        assert len(waiting) == 1
+        kernel.close(cookie)
+        kernel.run()
+        assert not waiting
+
+
 def test_each_cgroup_is_looked_up_once(kernel):
     for cookie in range(1, 30):
         open_socket(kernel, cookie, 7001 + cookie % 2)
@@ -94,12 +108,18 @@ def test_a_cgroup_that_is_gone_is_unknown_and_not_asked_for_again(kernel):
 def test_what_was_known_stays_known_when_too_many_are_remembered(kernel, monkeypatch):
     monkeypatch.setattr(_cgroups, "REMEMBERED", 1)
     open_socket(kernel, 1, 7001)
+    open_socket(kernel, 9, 7002)
     kernel.start()
+    assert kernel.cgroup_requests == [CgroupsRequest((7001,))], "nor do more wait"
+    kernel.close(9)
     open_socket(kernel, 2, 7002)
     kernel.poll()
     kernel.sockets[1].state = 8
     assert kinds(flow_events(kernel.poll())) == ["FlowUpdated"]
     assert flow_of(kernel, 1).unit == "nginx.service"
+    open_socket(kernel, 3, 7001)
+    kernel.poll()
+    assert kernel.cgroup_requests[-1] == CgroupsRequest((7001,)), "only so many are remembered"
 
 
 def test_an_answer_that_comes_late_is_an_update(kernel):
@@ -146,6 +166,17 @@ def test_the_rest_of_a_long_walk_is_asked_for_by_the_next_poll(kernel):
     assert flow_of(kernel, 1).unit == "nginx.service"
 
 
+def test_the_first_poll_asks_for_the_rest_at_once_so_many_times(monkeypatch):
+    monkeypatch.setattr(_cgroups, "FIRST_PIECES", 2)
+    kernel = FakeKernel(interval=None)
+    kernel.unwalked = {7001}
+    open_socket(kernel, 1, 7001)
+    kernel.start()
+    assert len(kernel.cgroup_requests) == 1 + 2
+    kernel.poll()
+    assert len(kernel.cgroup_requests) == 1 + 2 + 1
+
+
 def test_a_look_up_that_fails_is_made_again_later_for_what_ended_too_as_its_cgroup_may_have_more(kernel):
     kernel.hold_lookups = True
     open_socket(kernel, 1, 7001)
@@ -156,9 +187,11 @@ def test_a_look_up_that_fails_is_made_again_later_for_what_ended_too_as_its_cgro
     kernel.run()
     kernel.hold_lookups = False
     kernel.close(2)
-    kernel.poll()
-    assert flow_of(kernel, 1).cgroup is None
-    kernel.wait(10.0)
+    for pause in (0.0, _cgroups.PAUSE - 0.5):
+        kernel.wait(pause)
+        kernel.poll()
+        assert flow_of(kernel, 1).cgroup is None
+    kernel.wait(0.5)
     kernel.poll()
     assert flow_of(kernel, 1).unit == "nginx.service"
     assert kernel.cgroup_requests == [CgroupsRequest((7001, 7002))]

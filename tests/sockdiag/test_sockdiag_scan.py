@@ -32,7 +32,9 @@ class Scanned:
         links = LinkTable()
         owners = OwnerSource(self.output, Processes(self.output, list))
         kinds = {"every_update": False, "extras": False, "dumped": True}
-        self.book = Book(self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output), **kinds)
+        self.book = Book(
+            self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output, asks=True), **kinds
+        )
         self.book.take_row = self._apply
         options = {"extras": False, "every": False, "vital": vital}
         self.dumps = DumpSource(self.output, self.book, RowFormats(), [6], **options)
