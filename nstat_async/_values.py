@@ -102,7 +102,8 @@ class Vocabulary:
     def __init__(self, *kinds: type) -> None:
         self._kinds = {kind.__name__: kind for kind in kinds}
 
-    def write(self, value: Any) -> Any:
+    @staticmethod
+    def write(value: Any) -> Any:
         """A value with its class' name; a value that is not of an attrs class is written as it is."""
         data = to_json(value)
         return {"type": type(value).__name__, **data} if attrs.has(type(value)) else data

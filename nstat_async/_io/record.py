@@ -23,7 +23,6 @@ from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._options import STEERING, MonitorOptions
 from .._values import Vocabulary, to_json
 from ..recording import DRAINED, NEXT, NO_EXTRA, Record, Recording, RecordingInfo, RecordKind, steps
-from .player import protocol_of
 from .recorder import Recorder
 
 _log = logging.getLogger("nstat_async.record")
@@ -82,8 +81,6 @@ class RecordedCore:
         self._channels: dict[int, list[Record]] = {}
         self._lasting: dict[type, Record] = {}
         """Answers that hold for the rest of the run."""
-        protocol = protocol_of(setup.protocol)
-        self._values: Vocabulary = Vocabulary() if protocol is None else protocol.RECORDED
         self._recorder: Recorder | None = Recorder(recording, self._info)
         self._ended: Recorder | None = None
         """The closed recorder, while a pipe's reader may not have all of it yet."""
@@ -158,7 +155,6 @@ class RecordedCore:
     def _give_up(self, error: Exception) -> None:
         """End the recording because of an error; the recorded run continues."""
         self._report(error)
-        self._pending.clear()
         self.close()
         self._ended = None
 
@@ -242,7 +238,7 @@ class RecordedCore:
     def lookup_done(self, token: int, answer: Any, now: float) -> None:
         moment = self._moment(now)
         try:
-            value = {"token": token, "answer": self._values.write(answer)}
+            value = {"token": token, "answer": Vocabulary.write(answer)}
             record = Record(NEXT, RecordKind.ANSWER, self._time, value=value)
             self._add(record)
             if getattr(answer, "lasts", False):
@@ -273,13 +269,13 @@ class RecordedCore:
         if isinstance(command, Send):
             self._add(Record(NEXT, RecordKind.TO_KERNEL, self._time, command.channel, command.data))
         elif isinstance(command, OpenChannel):
-            record = self._write(steps.OpenChannel(self._values.write(command.purpose)), command.channel)
+            record = self._write(steps.OpenChannel(Vocabulary.write(command.purpose)), command.channel)
             self._channels[command.channel] = [record]
         elif isinstance(command, CloseChannel):
             self._write(steps.CloseChannel(), command.channel)
             self._channels.pop(command.channel, None)
         elif isinstance(command, Lookup):
-            self._write(steps.Lookup(command.token, self._values.write(command.request)))
+            self._write(steps.Lookup(command.token, Vocabulary.write(command.request)))
 
     def take_events(self) -> list[AnyEvent]:
         """The events since the last call, and the failures of the recording."""
