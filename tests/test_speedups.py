@@ -347,9 +347,21 @@ NUMBERS = {
     TcpInfo.BYTES_RECEIVED: st.integers(0, 2), TcpInfo.BYTES_ACKED: SMALL | st.sampled_from([1 << 63, (1 << 64) - 1]),
     TcpInfo.BYTES_SENT: SMALL | st.just(1 << 63), TcpInfo.BYTES_RETRANS: SMALL,
 }  # fmt: skip
-FIRST_ROWS = st.builds(
+COOKIES = st.integers(1, 2**64 - 1)
+CONNECTIONS = st.builds(
     FakeSocket,
-    st.integers(1, 2**64 - 1),
+    COOKIES,
+    local_port=st.sampled_from([80, 40000]),
+    remote_port=st.sampled_from([80, 256]),
+    state=st.sampled_from([1, 8, 4, 5, 9, 11, 3]),
+    unacked=SMALL,
+    info=st.fixed_dictionaries({}, optional=NUMBERS),
+    cgroup=st.sampled_from([77, 2**63]),
+)
+"""Of most of these the row says who opened them."""
+FIRST_ROWS = CONNECTIONS | st.builds(
+    FakeSocket,
+    COOKIES,
     local_port=st.sampled_from([80, 40000]),
     remote_port=st.sampled_from([0, 443]),
     protocol=st.sampled_from([6, 6, 6, 17]),

@@ -23,9 +23,12 @@ from nstat_async.sockdiag import OwnersRequest
 REMEDIES = {
     1: ("Operation not permitted", "seccomp", UnavailableReason.PERMISSION),
     13: ("Permission denied", "seccomp", UnavailableReason.PERMISSION),
+    12: ("Cannot allocate memory", "no memory", UnavailableReason.RESOURCE),
+    23: ("Too many open files in system", "fs.file-max", UnavailableReason.RESOURCE),
     24: ("Too many open files", "ulimit -n", UnavailableReason.RESOURCE),
     93: ("Protocol not supported", "gVisor", UnavailableReason.MISSING),
     97: ("Address family not supported by protocol", "RestrictAddressFamilies=", UnavailableReason.PERMISSION),
+    105: ("No buffer space available", "no memory", UnavailableReason.RESOURCE),
     71: ("error 71", "CONFIG_INET_DIAG", UnavailableReason.MISSING),
 }
 

@@ -329,6 +329,18 @@ def test_users_are_asked_for_once_and_bounded(search, monkeypatch):
     assert [entry.process and entry.process.user for entry in search.sockets] == ["ada", None, None, None]
 
 
+@pytest.mark.parametrize(("room", "user"), [(1, "zoe"), (0, None)])
+def test_a_name_that_nobody_asked_for_is_kept_where_there_is_room(search, monkeypatch, room, user):
+    monkeypatch.setattr(_processes, "MAX_USERS", 1 + room)
+    search.socket(1, 1, uid=7)
+    search.ask()
+    search.answer((1, 42), users=((7, "ada"), (50, "zoe")))
+    entry = search.socket(2, 2, uid=50)
+    assert search.ask().users == ()
+    search.answer((2, 43))
+    assert entry.process.user == user
+
+
 def test_processes_are_bounded_the_longest_known_are_forgotten(search, monkeypatch):
     monkeypatch.setattr(_processes, "MAX_PROCESSES", 2)
     search.owned((1, 42), (2, 43), (3, 44))
