@@ -182,11 +182,7 @@ class GroupBy:
 
     @classmethod
     def process_name(cls) -> GroupBy:
-        """By `Process.name`.
-
-        On Linux that is the executable's, which stays whatever title a program gives itself: `named` groups by ``"process title"``.
-        If a flow's name changes (``execve``), its earlier traffic stays with the old one.
-        """
+        """By the name of the process."""
         return cls.field("process name")
 
     @classmethod

@@ -54,7 +54,7 @@ from ._processes import Processes
 from ._reports import counted_report
 from ._rows import RowFormats, encode_row, same_connection
 from ._setup import ProcessFacts
-from ._waiting import Memory, Waiting, earliest
+from ._waiting import Memory, Waiting
 
 REMOVAL_PATIENCE = 0.05
 """Seconds for which the record of an end waits for the removal."""
@@ -442,9 +442,8 @@ class ProgramEvidence:
             settle(None)
 
     def _settle(self, removed: _Half, ended: Ended) -> None:
-        """The record of a removed socket came: what the kernel cleared in the removal, and who had it, are known from it."""
+        """The record of a removed socket came: a socket that was never used gets its owner from it."""
         assert removed.settle is not None
-        removed.book.complete_ends(removed.entry, self._row(ended.facts)[0][1])
         if removed.entry.owner is None:
             self._used_by(removed.book, removed.entry, ended.facts)
         removed.settle(ended)
@@ -508,8 +507,13 @@ class ProgramEvidence:
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
-        waiting = (self._recorded, self.removed, self._unseen, self._unannounced)
-        return earliest(filter(None, waiting))  # most are empty, and this is asked many times a turn
+        earliest: float | None = None
+        for each in (self._recorded, self.removed, self._unseen, self._unannounced):
+            if each:  # most are empty, and this is asked many times a turn
+                due = each.deadline()
+                if due is not None and (earliest is None or due < earliest):
+                    earliest = due
+        return earliest
 
     def expire(self) -> None:
         """Give up what did not come in time."""

@@ -25,7 +25,7 @@ from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._flows import flows_of
-from ._namespace import Access, Namespace, Shared
+from ._namespace import Namespace
 from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
@@ -53,7 +53,6 @@ from ._setup import (
     place_of_channel,
 )
 from ._source import Source
-from ._waiting import earliest
 
 MAX_NAMESPACES = 256
 """Most namespaces that are watched at once."""
@@ -118,8 +117,6 @@ class Session:
         self._processes = Processes(self._output, self._entries)
         self._owners = OwnerSource(self._output, self._processes, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
-        self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
-        self._shared = Shared(self._output, self._owners, self._cgroups, self._evidence, self._protocols, self._options)
         self._namespaces: list[Namespace] = []
         self._gone = CoverageSum()
         """The traffic of namespaces that are gone."""
@@ -128,6 +125,7 @@ class Session:
         self._numbered = 0
         self._rows = 0
         """How many sockets the dumps of namespaces that are gone have reported."""
+        self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
         self._program_namespaces = ProgramNamespaces(self._program_namespace, self._drop_namespace, self._evidence)
         self._spaces = NamespaceSource(
             self._output,
@@ -170,7 +168,7 @@ class Session:
 
     def _add_namespace(self, identity: NetworkNamespace, *, vital: bool = True) -> Namespace:
         number, self._numbered = self._numbered, self._numbered + 1
-        namespace = self._make_namespace(number, identity, Access.ENTERED, vital=vital)
+        namespace = self._make_namespace(number, identity, vital=vital)
         self._add_sources((*namespace.sources, namespace.pulse))
         return namespace
 
@@ -185,13 +183,31 @@ class Session:
         self._timed = [source for source in sources if type(source).deadline is not Source.deadline]
 
     def _program_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
-        """Make a namespace that only eBPF programs report."""
-        return self._make_namespace(number, identity, Access.PROGRAMS)
+        """Make a namespace that is watched from outside."""
+        return self._make_namespace(number, identity, entered=False)
 
     def _make_namespace(
-        self, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
+        self,
+        number: int,
+        identity: NetworkNamespace,
+        *,
+        vital: bool = False,
+        entered: bool = True,
+        shown: bool = False,
     ) -> Namespace:
-        namespace = Namespace(self._shared, number, identity, access, vital=vital)
+        namespace = Namespace(
+            self._output,
+            number,
+            identity,
+            self._owners,
+            self._cgroups,
+            self._evidence,
+            self._protocols,
+            self._options,
+            vital=vital,
+            entered=entered,
+            shown=shown,
+        )
         self._namespaces.append(namespace)
         return namespace
 
@@ -204,7 +220,7 @@ class Session:
         if self._namespace(found.number) is not None or alike >= MAX_NAMESPACES:
             return
         if not found.entered:
-            self._make_namespace(found.number, found.identity, Access.TABLES)
+            self._make_namespace(found.number, found.identity, entered=False, shown=True)
             return
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
@@ -525,7 +541,13 @@ class Session:
         """When to call `handle_deadline`; `None`: never."""
         if self._output.busy:
             return self._output.now
-        return earliest((self._polls, self._evidence, *self._timed))
+        earliest = self._polls.deadline()
+        waiting: tuple[ProgramEvidence | Source, ...] = (self._evidence, *self._timed)
+        for each in waiting:
+            due = each.deadline()
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest
 
     def handle_deadline(self, now: float) -> None:
         """Do what is due: the deadline has come or passed."""
