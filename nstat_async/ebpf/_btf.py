@@ -1,8 +1,8 @@
 """Reads BTF, the types of a running kernel, to find the offsets of fields in its structures.
 
 ``/sys/kernel/btf/vmlinux`` is a header, a sequence of types numbered from 1, and a table of strings
-(``Documentation/bpf/btf.rst``). Only a walk over all types tells a type's number, so all wanted types are
-found in one pass. A kernel has some 130,000 types, and the pass takes about 50 ms.
+(``Documentation/bpf/btf.rst``). The number of a type is known only after counting all types before it, so all wanted types
+are found in one pass. A kernel has some 130,000 types, and the pass takes about 50 ms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEAD = struct.Struct("=II")
 _MEMBER = struct.Struct("=III")
 _ARRAY = struct.Struct("=III")
 MAX_DEPTH = 64
-"""Most steps from a type to the one that it refers to; a longer chain is a circle."""
+"""Most references that are followed, one after the other; a longer chain is a cycle."""
 
 
 class TypeKind(enum.IntEnum):

@@ -39,7 +39,7 @@ class Owner(NamedTuple):
     pid: int
     """In the first pid namespace."""
     start: int
-    """When it started, nanoseconds since boot, time asleep included; with `pid` its identity."""
+    """When it started, in nanoseconds since boot, including time asleep; with `pid` its identity."""
     name: str | None
     """``comm``: 15 bytes at most."""
     how: HowKnown
@@ -49,9 +49,9 @@ class Ends(NamedTuple):
     """Where a socket is bound and connected."""
 
     local: bytes | None
-    """Packed address, of 4 or 16 bytes; `None` where the protocol has none."""
+    """Packed address of 4 or 16 bytes; `None`: the protocol has no addresses."""
     local_port: int | None
-    """`None` where it is not known."""
+    """`None`: not known."""
     remote: bytes | None
     """`None`: not connected."""
     remote_port: int | None
@@ -161,7 +161,7 @@ def tcp_totals(record: Record) -> Totals:
     """The counts of a TCP connection at its end.
 
     The kernel counts a received FIN as a byte (``tcp_fin`` in ``net/ipv4/tcp_input.c`` after ``tcp_rcv_nxt_update``),
-    and repeated bytes as sent; neither is the application's.
+    and retransmitted bytes as sent again. Neither is the application's traffic, so both are subtracted.
     """
     sent, _, received, again, segments, rtt, tx_packets, rx_packets = record[-8:]
     fin = 1 if received and record.flags & _FIN_RECEIVED else 0
@@ -177,7 +177,7 @@ def datagram_totals(counters: Counters, *, packets: bool) -> Totals:
 
     Args:
         counters: The counters of the programs.
-        packets: True if packets are counted at all; then UDP without any has 0 and not `None`.
+        packets: True if packets are counted; then a UDP socket without packets has 0 and not `None`.
     """
     rx = _direction(counters.rx_payload, counters.rx_packets, counters.rx_bytes, counters.rx_calls, packets)
     tx = _direction(counters.tx_payload, counters.tx_packets, counters.tx_bytes, counters.tx_calls, packets)

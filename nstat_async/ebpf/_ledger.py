@@ -1,15 +1,15 @@
 """Makes evidence of records: finds out which belong together, which are repeated, and which are missing.
 
-What is wanted: one `Seen` and one `Ended` for each connection whatever was repeated or lost, in constant time a record.
-What can happen (each has a test):
+Each connection gets exactly one `Seen` and one `Ended`, also if records are repeated or lost. Each record takes constant
+time. These cases occur, and each has a test:
 
-- A record comes twice: an interrupt came between the two copies of the program for changes of state. Both say the
-  same, one right after the other.
+- A record comes twice, because an interrupt came between the two copies of the program for changes of state. Both
+  records say the same, and follow each other directly.
 - The first record is missing: the connection is older than the programs, or the ring was full.
-- The last one is missing: the ring was full. A datagram socket is missed in two lists of counts in a row, or somebody
-  else proves its end (`Ledger.forget`).
-- One socket has several connections, one after the other (``connect`` to AF_UNSPEC, and again).
-- Two sides connect at once, or a socket to itself: OPENED, and then what looks like ACCEPTED.
+- The last record is missing: the ring was full. A datagram socket has then ended if two lists of counts in a row
+  do not have it. Other sources may prove an end, too (`Ledger.forget`).
+- One socket has several connections, one after the other (``connect`` to AF_UNSPEC, and another ``connect``).
+- Both sides connect at the same time, or a socket connects to itself: after OPENED comes what looks like ACCEPTED.
 - An accepted connection is reset before it is used: its owner is seen after its end.
 """
 
@@ -36,7 +36,7 @@ from ._requests import Answer, Operation
 from ._sweep import Sweep
 
 REPEATED_WITHIN = 50_000_000
-"""Nanoseconds: the same change of state again, and nothing between, is a repetition within this time."""
+"""Nanoseconds: within this time a second record of the same change of state, with nothing in between, is a repetition."""
 MAX_REMEMBERED = 2048
 """Most ended connections that are remembered, for repetitions and for owners that are seen afterwards."""
 _NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, 0)
@@ -46,15 +46,16 @@ _DUMPED = frozenset({6, 17})
 """Protocols whose sockets sock_diag dumps: TCP and UDP."""
 _RAW = int(SocketType.RAW)
 _STREAM = int(SocketType.STREAM)
-_HAS_PROCESS = int(Flag.HAS_PROCESS)  # as plain numbers: the operators of an IntFlag cost more than all the rest
+_HAS_PROCESS = int(Flag.HAS_PROCESS)  # plain numbers, because the operators of an IntFlag are slow
 _COUNTED_FROM_BIRTH = int(Flag.COUNTED_FROM_BIRTH)
 _ERROR_KNOWN = int(Flag.ERROR_KNOWN)
 _SHUT_FOR_READING = int(Flag.SHUT_FOR_READING)
 
 
 _ended = functools.partial(tuple.__new__, Ended)
-"""`Ended._make` without its Python function, as the next."""
+"""`Ended._make` without its Python function."""
 _seen = functools.partial(tuple.__new__, Seen)
+"""`Seen._make` without its Python function."""
 
 
 class _Entry:
@@ -93,9 +94,9 @@ class Ledger:
 
     Args:
         packets: True if packets are counted, see `datagram_totals`.
-        births: True if the making and the end of datagram sockets are seen: one whose making was not is older than the
-            programs.
-        processes: False if the pids of records are not this machine's: then no process is passed on.
+        births: True if the programs see datagram sockets being created and released. Then a socket whose creation was not
+            seen is older than the programs.
+        processes: False if the pids of records mean nothing on this machine: then no process is passed on.
         ignore: Cookies of sockets that are not reported: the library's own.
     """
 
@@ -115,7 +116,7 @@ class Ledger:
         self.records = 0
         """How many records were taken in."""
         self.discarded = 0
-        """How many records the kernel discarded, or were not of these programs."""
+        """How many records were discarded by the kernel, or are not of these programs."""
         self.repeated = 0
         """How many records repeated an earlier one."""
         self._handlers = {
@@ -270,7 +271,7 @@ class Ledger:
     def _born(self, facts: Facts) -> bool | None:
         if facts.flags & _COUNTED_FROM_BIRTH:
             return True
-        return False if self._births and facts.family != _PACKET else None  # no hook sees a packet socket made
+        return False if self._births and facts.family != _PACKET else None  # no hook sees packet sockets being made
 
     def _owned(self, entry: _Entry, facts: Facts) -> None:
         owner = (facts.pid, facts.start)
@@ -294,7 +295,7 @@ class Ledger:
 
     @staticmethod
     def _restarted(entry: _Socket, now: Counters) -> None:
-        """An entry that was removed and made anew counts from zero: what it had is kept."""
+        """If the entry of the map was removed and made anew, it counts from zero: keep the earlier counts."""
         if any(after < before for after, before in zip(now, entry.counters, strict=True)):
             entry.earlier, entry.counters = entry.sum, _NOTHING
 
@@ -342,7 +343,7 @@ class Ledger:
         for cookie in self._sweep.end_walk(whole=whole):
             self._drops.append(cookie)
             entry = self._live.get(cookie)
-            if isinstance(entry, _Socket):  # a connection may wait to be accepted: nobody has it
+            if isinstance(entry, _Socket):  # no process has a TCP connection that waits to be accepted
                 self._end_unseen(cookie, entry)
 
     def _listed(self, row: FlowRow) -> None:
@@ -350,7 +351,7 @@ class Ledger:
             return
         entry = self._live.get(row.cookie)
         if entry is None:
-            if row.cookie in self._ended:  # it was read before the end, and arrives after it
+            if row.cookie in self._ended:  # the row was read before the socket's end, and arrives after it
                 return
             entry = self._begin_socket(row)
         elif row.flags & _HAS_PROCESS and entry.owner != (row.pid, row.start):
@@ -370,7 +371,7 @@ class Ledger:
         self._evidence.append(Counted(row, totals, whole=bool(row.flags & _COUNTED_FROM_BIRTH)))
 
     def _end_list(self, *, whole: bool) -> None:
-        """End sockets that two complete lists in a row did not have: their last record is lost."""
+        """End the sockets that two complete lists in a row did not have: their last records are lost."""
         if not whole:
             return
         oldest = self._list - 1
@@ -398,7 +399,7 @@ class Ledger:
         if entry is not None and entry.owner is None:
             self._owned(entry, row)
         elif row.flags & _HAS_PROCESS and (entry is None or row.protocol not in _DUMPED or row.type == _RAW):
-            self._evidence.append(OwnerSeen(row, after_end=False))  # the row has the inode, which no dump will tell
+            self._evidence.append(OwnerSeen(row, after_end=False))  # no dump tells the inode, which the row has
 
     def forget(self, cookie: int) -> None:
         """Forget a socket: another source proved that it is gone, or that its connection is over."""

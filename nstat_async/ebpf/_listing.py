@@ -16,7 +16,7 @@ from .._errors import ProtocolError
 
 
 class FieldKind(enum.Enum):
-    """What of a field is filled in (``enum bpf_core_relo_kind``)."""
+    """Which number of a field is filled in (``enum bpf_core_relo_kind``)."""
 
     OFFSET = "offset"
     """Its offset in bytes."""
@@ -48,7 +48,7 @@ class MapReference:
 
 @attrs.frozen
 class Constant:
-    """A number that the loader chooses; the verifier drops the branches that it excludes."""
+    """A number that the loader chooses; the verifier removes the branches that it makes unreachable."""
 
     name: str
 
@@ -74,7 +74,7 @@ class MapSpec:
 
 @attrs.frozen
 class Program:
-    """One program before it meets a kernel."""
+    """One program of the listing, not yet adapted to a kernel."""
 
     name: str
     section: str

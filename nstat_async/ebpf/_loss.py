@@ -13,15 +13,15 @@ class LossKind(enum.Enum):
     """Where something was lost."""
 
     RING_FULL = "ring full"
-    """Records found no room: changes of TCP's state, first uses, ends. The number is exact."""
+    """Records did not fit: changes of TCP's state, first uses, ends. The number is exact."""
     MAP_FULL = "map full"
-    """New sockets found no room to be counted in. The number is exact, of attempts: a socket tries again."""
+    """There was no room to count new sockets. The number is that of attempts; a socket may make several."""
     STATES_SKIPPED = "states skipped"
     """The kernel skipped both copies of the program for changes of state. The number is an upper bound."""
     TRANSFERS_SKIPPED = "transfers skipped"
     """The kernel skipped the programs that count sends and receives. The number is exact."""
     FOREIGN = "foreign"
-    """The ring held what is no record of ours; the number is in bytes."""
+    """The ring had data that is not a record of these programs; the number is in bytes."""
 
 
 _REPAIRS = {
@@ -36,24 +36,24 @@ _DUMPED = frozenset({LossKind.RING_FULL, LossKind.STATES_SKIPPED, LossKind.FOREI
 
 @attrs.frozen
 class Loss:
-    """Something was lost since the statistics before."""
+    """Something was lost since the previous statistics."""
 
     kind: LossKind
     number: int
 
     @property
     def repairs(self) -> frozenset[Operation]:
-        """What to ask the maps so that they say what the lost records did."""
+        """The requests to the maps whose answers replace the lost records."""
         return _REPAIRS[self.kind]
 
     @property
     def needs_dump(self) -> bool:
-        """True if TCP connections may have come or gone unseen: a dump of sock_diag tells."""
+        """True if TCP connections may have begun or ended unseen, which a dump of sock_diag tells."""
         return self.kind in _DUMPED
 
 
 class LossMeter:
-    """Compares statistics with those before."""
+    """Compares statistics with the previous ones."""
 
     def __init__(self) -> None:
         self._before: Statistics | None = None

@@ -1,6 +1,6 @@
 """What the programs report: the layouts of ``programs.c``, decoded.
 
-One table. All numbers are in the byte order of the machine and naturally aligned. `FACTS` and `COUNTS` are parts
+All numbers are in the byte order of the machine and naturally aligned. `FACTS` and `COUNTS` are parts
 that several records share, as in the C file.
 """
 
@@ -29,7 +29,7 @@ RING_HEADER = 8
 RECORD_SIZE = RECORD.size - RING_HEADER
 """Bytes of a record without the header: the header's first word, unless the record is busy or discarded."""
 RING_STEP = RECORD.size
-"""From one record to the next: the kernel rounds up to eight bytes, and this is a multiple of it."""
+"""Bytes from one record to the next. The kernel rounds up to a multiple of eight, which this is already."""
 FLOW_KEY = struct.Struct("=Q")
 FLOW = struct.Struct(f"={COUNTS} Q {FACTS}".replace(" ", ""))
 """``struct flow``, the value of the map of flows; its key is the socket's cookie."""
@@ -38,7 +38,7 @@ OWNER = struct.Struct(f"=QQ {FACTS} Q".replace(" ", ""))
 PEER_KEY = struct.Struct("=Q16sHHI")
 PEER = struct.Struct("=QQQQQII")
 CHANGED = struct.Struct("=QQ16s16sIIH2sBBxx")
-"""``struct changed``: a TCP socket in which something moved."""
+"""``struct changed``: a TCP socket that had traffic."""
 _T = TypeVar("_T")
 
 
@@ -50,11 +50,11 @@ class Kind(enum.IntEnum):
     ESTABLISHED = 2
     """TCP: that connection is established."""
     ACCEPTED = 3
-    """TCP: established, and not by way of SYN_SENT."""
+    """TCP: established without SYN_SENT before."""
     CLOSED = 4
     """TCP: the connection is over; the counts are final."""
     FIRST_IO = 5
-    """The first send or receive that was seen, with its process; of TCP: who has an accepted socket."""
+    """The first send or receive that was seen, with its process; TCP: the process that has an accepted socket."""
     RELEASED = 6
     """The last descriptor of a socket that is not TCP's was closed; the counts are final."""
 
@@ -67,13 +67,13 @@ class Flag(enum.IntFlag):
     ANNOUNCED = 2
     """A FIRST_IO record was sent before."""
     BY_CLOSER = 4
-    """The process is the one that closed the socket: nobody was seen using it."""
+    """The process is the one that closed the socket; none was seen using it."""
     FIN_RECEIVED = 8
     """A FIN came from the other side, and TCP counts it as a received byte."""
     BY_CREATOR = 16
-    """The process is the one that made the socket: nobody was seen using it yet."""
+    """The process is the one that made the socket; none was seen using it yet."""
     COUNTED_FROM_BIRTH = 32
-    """Its making was seen: nothing went through it before."""
+    """The creation of the socket was seen, so all of its traffic is counted."""
     ERROR_KNOWN = 64
     """TCP, at the end: the third byte of the flags is the error that ended it (``sk_err``)."""
     SHUT_FOR_READING = 128
@@ -89,7 +89,7 @@ class SocketType(enum.IntEnum):
 
 
 class _Facts:
-    """What a socket is and whose (``struct facts``)."""
+    """Facts about a socket and its process (``struct facts``)."""
 
     __slots__ = ()
     net_cookie: int
@@ -134,19 +134,19 @@ class _Facts:
 
 
 class _Counts:
-    """What went through a socket (``struct counts``); a TCP record has the kernel's own counts in their places."""
+    """The traffic of a socket (``struct counts``). A TCP record has counts of the kernel in the same places."""
 
     __slots__ = ()
     tx_bytes: int
-    """Bytes that sends took; TCP: bytes sent, repeated ones included."""
+    """Bytes that send calls accepted; TCP: bytes sent, retransmitted ones included."""
     tx_calls: int
-    """Sends; TCP: bytes acknowledged by the other side."""
+    """Number of send calls; TCP: bytes acknowledged by the other side."""
     rx_bytes: int
-    """Bytes that receives gave; TCP: bytes received, a FIN included."""
+    """Bytes that receive calls returned; TCP: bytes received, a FIN included."""
     rx_calls: int
-    """Receives; TCP: bytes sent again."""
+    """Number of receive calls; TCP: bytes retransmitted."""
     tx_payload: int
-    """UDP payload of packets that left; TCP: segments sent again."""
+    """UDP payload of packets that left; TCP: segments retransmitted."""
     rx_payload: int
     """UDP payload of packets that arrived; TCP: eight times the smoothed round trip in microseconds."""
     tx_packets: int
@@ -176,7 +176,7 @@ else:
 
 
 def _row(*parts: str | type) -> Callable[[type[_T]], type[_T]]:
-    """Make a class a named tuple of these fields, given by name or as the class that has them, in the order of the bytes."""
+    """Make a named tuple of a class. Its fields, in the order of the bytes, are given by name, or as a class that has them."""
     fields = [name for part in parts for name in (part.split() if isinstance(part, str) else part.__annotations__)]
 
     def named(cls: type[_T]) -> type[_T]:
@@ -188,7 +188,7 @@ def _row(*parts: str | type) -> Callable[[type[_T]], type[_T]]:
 
 @_row(_Counts)
 class Counters(_Counts, _Tuple):
-    """What went through a socket that is not TCP's."""
+    """The traffic of a socket of another protocol than TCP."""
 
     __slots__ = ()
 
@@ -257,7 +257,7 @@ class PeerRow(NamedTuple):
 
 
 class ChangedRow(NamedTuple):
-    """A TCP socket in which something moved since the last walk; or, without a cookie, where a walk begins or ends."""
+    """A TCP socket that had traffic since the last walk. A row without a cookie marks the beginning or the end of a walk."""
 
     cookie: int
     net_cookie: int
@@ -268,7 +268,7 @@ class ChangedRow(NamedTuple):
     ifindex: int
     """The interface that it is bound to; 0: none."""
     number: int
-    """At the end of a walk: the sockets that it met."""
+    """At the end of a walk: how many sockets it found."""
     local_port: int
     """Host order."""
     remote_port: bytes
@@ -285,7 +285,7 @@ def decode_records(data: bytes) -> tuple[list[Record], int]:
     """Records of the ring buffer, headers included, one after the other.
 
     Returns:
-        The records, and how many were discarded by the kernel or are none of ours.
+        The records, and how many others were discarded by the kernel or are not of these programs.
 
     Raises:
         ProtocolError: The bytes are no whole number of records.

@@ -1,4 +1,4 @@
-"""A program of the listing meets one kernel: its fields, maps and constants are filled in."""
+"""Adapts a program of the listing to one kernel: fills in the offsets of fields, maps and constants."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ._btf import Btf, TypeKind
 from ._listing import Constant, Field, FieldKind, Listing, MapReference, Note, Program
 
 POISON = 195896080
-"""A call that no kernel has, in place of an instruction whose field is not there: the verifier refuses it
-where it can be reached, and its log shows this number (libbpf uses the same)."""
+"""The number of a function that no kernel has. A call of it replaces an instruction whose field this kernel does not have. If
+that instruction can be reached, the verifier refuses the program, and its log shows this number (libbpf uses the same)."""
 _OFFSET_CLASSES = frozenset({1, 2, 3})
-"""``BPF_LDX``, ``BPF_ST``, ``BPF_STX``: their offset is in the 16 bits of its own, else it is the immediate."""
+"""``BPF_LDX``, ``BPF_ST``, ``BPF_STX`` have a 16-bit offset; in other instructions the offset is the immediate value."""
 _LOAD_WIDE = 0x18
 _PSEUDO_MAP_FD = 1
 _POISONED = struct.pack("=BBhi", 0x85, 0, 0, POISON)
@@ -23,7 +23,7 @@ _HOOKS = {
     "tp_btf": (TypeKind.TYPEDEF, "btf_trace_"),
     "iter": (TypeKind.FUNCTION, "bpf_iter_"),
 }
-"""How BTF calls what a program is attached to."""
+"""How BTF names what a program is attached to: the kind of type, and the beginning of its name."""
 
 
 @attrs.frozen
@@ -47,7 +47,7 @@ def resolve(listing: Listing, btf: bytes) -> Kernel:
     """Look up every field and hook of a listing in a kernel's BTF.
 
     Raises:
-        ProtocolError: It is no BTF, or damaged.
+        ProtocolError: The bytes are not BTF, or are damaged.
     """
     fields = dict.fromkeys(field for program in listing.programs.values() for field in program.fields)
     hooks = {program.section: hook_type(program.section) for program in listing.programs.values()}

@@ -68,19 +68,19 @@ class Statistics(NamedTuple):
     submitted: int
     """Records that were put into the ring."""
     ring_full: int
-    """Records that found no room in it."""
+    """Records that did not fit into it."""
     map_full: int
-    """Sockets that found no room in the map of flows: not counted."""
+    """Attempts to count a socket for which the map of flows had no room."""
     caught: int
-    """Changes of state that the second copy did for the first."""
+    """Changes of state that the second copy of the program reported because the first was skipped."""
     states_missed: int
-    """Changes of state, of any kind, that the second copy was skipped for too."""
+    """Changes of state, of any protocol, for which the kernel skipped the second copy of the program as well."""
     transfers_missed: int
     """Sends and receives that were skipped because another one was being counted on that CPU."""
     moved: int
-    """0 if no count in the map of flows grew since the statistics before."""
+    """0 if no count in the map of flows grew since the previous statistics."""
     foreign: int
-    """Bytes of the ring that were no records of ours."""
+    """Bytes of the ring that were not records of these programs."""
 
 
 @attrs.frozen
@@ -91,7 +91,7 @@ class Answer:
     last: bool
     """True if the answer ends with it."""
     errno: int
-    """Why the answer is not whole; 0 if it is."""
+    """The error that ended the answer early (``errno``); 0: none did."""
     rows: tuple[Union[FlowRow, PeerRow, OwnerRow], ...] = ()
     statistics: Statistics | None = None
 
@@ -120,10 +120,10 @@ def encode_adoption(rows: Iterable[OwnerRow], now: int) -> bytes:
 
 
 def decode_request(data: bytes) -> tuple[Operation, tuple[int, ...], bytes]:
-    """The other direction of `encode_request`.
+    """Decode a request: the operation, the cookies and the body of `encode_request`.
 
     Raises:
-        ProtocolError: It is none.
+        ProtocolError: The bytes are not a request.
     """
     try:
         number, count = _REQUEST.unpack_from(data)
@@ -144,10 +144,10 @@ def encode_statistics(statistics: Statistics) -> bytes:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """A piece of an answer.
+    """Decode a piece of an answer.
 
     Raises:
-        ProtocolError: It is none.
+        ProtocolError: The bytes are not a piece of an answer.
     """
     try:
         number, length, last, errno = _ANSWER.unpack_from(data)

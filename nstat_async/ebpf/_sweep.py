@@ -1,9 +1,12 @@
 """Finds entries of the map of flows whose sockets ended without a report.
 
-Packet sockets have no hook at their end; without CAP_NET_ADMIN no socket has, and sock_diag reports only the ends of TCP and
-UDP; and an accepted connection's entry stays where the kernel skipped the program that would have removed it. Such an entry
-is dropped when no process had the socket open in two whole walks and nothing went through it meanwhile. A socket that lives
-where no walk sees it (passed between processes, held by io_uring alone) begins anew with its next use.
+Some ends are not reported. Packet sockets have no hook for their end. Without CAP_NET_ADMIN no datagram socket has one, and
+sock_diag reports only the ends of TCP and UDP. The entry of an accepted connection stays if the kernel skipped the program
+that would have removed it.
+
+Such an entry is dropped if in two complete walks no process had the socket open, and it had no traffic meanwhile. No walk sees
+a socket that is being passed between processes, or that only an io_uring holds: if its entry is dropped, its next use makes
+another one.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from ._records import Counters, FlowRow, SocketType
 
 ABSENT = 2
-"""Walks without a socket until its entry is dropped."""
+"""After this many walks in a row without a socket its entry is dropped."""
 _PACKET = 17
 _STREAM = int(SocketType.STREAM)
 
@@ -20,7 +23,7 @@ class Sweep:
     """Compares what is counted with what processes have open.
 
     Args:
-        ends: True if the ends of datagram sockets are seen: then only packet sockets and TCP need it.
+        ends: True if the programs see the ends of datagram sockets: then only packet sockets and TCP are compared.
     """
 
     def __init__(self, *, ends: bool) -> None:
@@ -42,14 +45,14 @@ class Sweep:
         self._held.add(cookie)
 
     def ended(self, cookie: int) -> None:
-        """Its end was reported after all."""
+        """The end of this socket was reported after all."""
         self._suspects.pop(cookie, None)
 
     def end_walk(self, *, whole: bool) -> list[int]:
         """A walk over all descriptors is over.
 
         Args:
-            whole: False if it ended early: it proves nothing.
+            whole: False if it ended early, so that it proves nothing.
 
         Returns:
             Cookies of the entries to drop.

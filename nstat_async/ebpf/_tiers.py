@@ -27,8 +27,8 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "owners": (),
     "changed": ({"tcp_state"},),
 }
-"""Each program with what it needs, one of each set: without, there would be entries that nobody removes, half a count, or
-sockets that look idle because nobody counts."""
+"""What each program needs: one program of each of its sets. Otherwise some entries would never be removed, only one direction
+would be counted, or sockets would look idle because nothing counts them."""
 
 _TYPES = {
     "tp_btf": (26, 23),  # BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP
@@ -73,15 +73,15 @@ class Option(enum.IntFlag):
     RELEASE_SEEN = 1
     """``released`` is attached: it removes entries."""
     LEARN_TCP_OWNERS = 2
-    """Something is attached that learns who has an accepted socket."""
+    """A program is attached that finds the process of an accepted socket."""
     COUNT_PEERS = 4
     """Count per remote address of unconnected sockets."""
     LOOK_INTO_MPTCP = 8
     """Follow an MPTCP socket to its first subflow; needs ``bpf_probe_read_kernel``, which lockdown may forbid."""
     PACKETS_CREATE = 16
-    """Packets may make the entry of a socket: all namespaces are watched."""
+    """A packet may make the entry of a socket, because all network namespaces are watched."""
     LENGTHS_SEEN = 32
-    """``sent`` and ``received`` are attached: they announce."""
+    """``sent`` and ``received`` are attached, which announce sockets; otherwise packets do."""
 
 
 def options_for(programs: frozenset[str], *, peers: bool, mptcp: bool, every_namespace: bool) -> Option:
@@ -98,12 +98,12 @@ def options_for(programs: frozenset[str], *, peers: bool, mptcp: bool, every_nam
 
 
 class Tier(enum.Enum):
-    """How much of it a kernel and the process's privileges allow."""
+    """How much the programs can report, by the kernel and the privileges of the process."""
 
     ALL = "all"
     """Everything: Linux 6.3 or newer with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or root), and a cgroup2 mount."""
     CALLS = "calls"
-    """Without CAP_NET_ADMIN or cgroup2: bytes by what calls took and gave, no number of packets."""
+    """Without CAP_NET_ADMIN or cgroup2: the bytes of calls, and no number of packets."""
     PACKETS = "packets"
     """Before Linux 6.3: UDP bytes by packets; other protocols have a process and no bytes."""
     TCP = "tcp"
@@ -122,7 +122,7 @@ class Tells:
     """The process of an accepted connection."""
     udp_bytes: bool
     udp_packets: bool
-    """Datagrams and not just calls."""
+    """The number of datagrams; otherwise only calls are counted."""
     udp_end: bool
     """The end of a datagram socket with its final counts; otherwise sock_diag reports the end, and the entry is taken."""
     other_bytes: bool
@@ -163,7 +163,7 @@ class Refusal:
     """The program, map or step."""
     reason: UnavailableReason
     errno: int
-    """The kernel's number; 0 where it was not asked."""
+    """The kernel's error number; 0: the kernel was not asked."""
     detail: str
     """What happened and what to do, for a person."""
 

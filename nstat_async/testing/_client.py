@@ -30,7 +30,7 @@ from ._watcher import ClientSource, Watcher, is_buffer_error
 
 _HEADER = struct.Struct("<QIHH")
 _OLD_HEADER = 12
-"""Up to xnu-2782 the last word of the header is not used, and may be missing."""
+"""Bytes of a header up to xnu-2782, whose last word is not used and may be missing."""
 _EXTENSION_BITS = 0xFFFFFF << 40 | 1 << 28
 _CONTENDED_CHUNK = 5
 _NAMED_ONCE = (8796, 141, 3)
@@ -50,7 +50,7 @@ class EmulatedClient(Watcher):
         """Number of the socket; counts from 1."""
         self.subscribed_to_sysinfo = False
         self.polled = False
-        """A QUERY of everything came since the last minute-timer."""
+        """True if a QUERY of all sources came since the last minute-timer."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called once the socket was closed."""
         self._added_by_name: set[int] = set()
@@ -147,7 +147,7 @@ class EmulatedClient(Watcher):
         self._poll.source_added(source)
 
     def find_gone(self) -> None:
-        """The minute-timer: goodbyes for sources that ended unnoticed."""
+        """Say goodbye for sources that ended unnoticed, as the minute-timer does."""
         skipped = self.polled and (2050,) <= self.release.version < (11215,)
         self.polled = False
         for source in [] if skipped else reversed(list(self.sources.values())):
@@ -193,10 +193,10 @@ class EmulatedClient(Watcher):
         return DarwinErrno.EPERM if known[0] in GENERIC and self.release.version >= (8792, 61, 2) else 0
 
     def _scan(self, provider_id: int) -> int:
-        """Add what exists.
+        """Add the existing flows of a provider.
 
-        A refused announcement ends the scan: in silence for kernel sockets, which macOS 26
-        skips one by one, and with an error for all others.
+        A refused announcement ends the scan: with an error, except that a scan of kernel sockets
+        ends without one. macOS 26 skips only the kernel socket itself.
         """
         kernel_sockets = self.release.providers[provider_id] in {(Provider.TCP, False), (Provider.UDP, False)}
         for flow in self.kernel.existing(provider_id):
@@ -282,7 +282,7 @@ class EmulatedClient(Watcher):
                     if source.flow.gone and is_update:
                         dead.append(source)
             if source.flow.gone and kind is QuerySource and not is_buffer_error(error):
-                # Its state is reported once more; if even that cannot be had, the walk ends here.
+                # Its state is reported once more; if that is not possible, the walk ends here.
                 error = self.report_description(source, 0)
                 if error:
                     walked = False
@@ -308,7 +308,7 @@ class EmulatedClient(Watcher):
     def _finish(
         self, context: int, error: int, dead: list[ClientSource], *, everything: bool, paced: bool, walked: bool
     ) -> int:
-        """End the answer; what was found gone is removed before SUCCESS up to xnu-2422, and behind it later."""
+        """End the answer. Sources that were found gone are removed before SUCCESS up to xnu-2422, and after it since then."""
         flags = 0
         if everything and (walked or not paced):
             self._poll.end()

@@ -57,10 +57,10 @@ class FlowCounters:
         """Count traffic: the total, the medium that carried it, and that the flow was active.
 
         Args:
-            said: Packets and bytes received, packets and bytes sent, as the socket or the process counts.
-            seen: The same as the interface's side counts. It differs for flows in user space only: the
-                kernel takes their packets and all that belongs to a medium from the flow switch.
-            medium: Name in ``media_stats``; `None`: in no medium (loopback, or no interface yet).
+            said: Packets and bytes received, packets and bytes sent, as the socket or the process counts them.
+            seen: The same as the interface counts it. Only flows in user space differ: the
+                kernel takes their packets, and all counts by medium, from the flow switch.
+            medium: Name in ``media_stats``; `None`: no medium (loopback, or no interface yet).
             uptime: Seconds since the machine was started.
         """
         values = self.values
@@ -91,7 +91,7 @@ class FlowCounters:
         return self._encoded
 
     def encode_details(self, layout: Layout) -> bytes:
-        """``nstat_detailed_counts`` (macOS 26): what was set for it, and else what ``nstat_counts`` says."""
+        """``nstat_detailed_counts`` (macOS 26): its own fields if they were set, otherwise those of ``nstat_counts``."""
         codec = layout["nstat_detailed_counts"]
         values: dict[str, Any] = {f"media_stats.total.{name}": self.values.get("nstat_" + name, 0) for name in _NAMES}
         values.update((name[6:], value) for name, value in self.values.items() if name[6:] in codec)

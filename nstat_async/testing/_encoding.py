@@ -1,8 +1,8 @@
 """Encodes the reports of the emulated kernel quickly.
 
 The layout of the release defines each structure, and rare messages are
-encoded by their classes (`nstat_async.ntstat.Message.encode`). The three reports are frequent:
-their bytes are joined from parts that are encoded only when a flow changes.
+encoded by their classes (`nstat_async.ntstat.Message.encode`). The three reports are frequent, so
+their bytes are joined from parts, which are encoded again only when a flow changes.
 ``tests/testing/test_testing_encoding.py`` compares them with what the classes make.
 """
 
@@ -61,10 +61,11 @@ class ReportEncoder:
 
 
 def pack_items(items: list[tuple[int, bytes | None, int]], *, padded: bool) -> bytes:
-    """Extension items as they stand behind a descriptor: type, content, given size.
+    """Encode extension items as they stand behind a descriptor.
 
-    Content is `None` where the provider failed although it had given a size. `padded` is true in
-    answers about all sources, where ``length`` is rounded up to 8.
+    Args:
+        items: Type, content and announced size of each. The content is `None` if the provider announced a size and then failed.
+        padded: True in answers about all sources, in which ``length`` is rounded up to a multiple of 8.
     """
     total = sum(_ITEM.size + (size + 7 & ~7) for _, _, size in items)
     buffer, at = bytearray(total), 0

@@ -13,10 +13,11 @@ from ._values import checked, flag, number, whole
 DARWIN_27_INSERTIONS: tuple[Mapping[str, tuple[tuple[int, int], ...]], ...] = tuple(
     {"nstat_tcp_descriptor": ((place, 16),)} for place in (292, 308, 324)
 )
-"""What a TCP descriptor of a living Darwin 27 shows: 16 bytes more behind the UUIDs of executable and effective process, and
-before the persona. All between is zero there, so there are three places where they may be; what reads one must read all.
+"""How the TCP descriptor of Darwin 27 may differ: a live one has 16 more bytes, between the UUIDs of the executable and the
+effective process and the persona. All bytes in between are zero, so there are three places where the new bytes may be. A reader
+must work with each of them.
 
-For the parameter ``insertions`` of `EmulatedKernel` with a kernel from xnu-10002 on."""
+Values for the argument ``insertions`` of `EmulatedKernel`, with a kernel from xnu-10002 on."""
 
 
 def _probability() -> Any:
@@ -46,12 +47,12 @@ class Faults:
     full: bool = attrs.field(default=False, validator=checked(flag))
     """True: every ordinary record is refused, as with a full buffer; critical ones pass."""
     mbufs: int | None = attrs.field(default=None, validator=checked(whole, optional=True))
-    """Allocations that the kernel's memory for messages still has; `None`: enough.
-    Replies and batches take one each; an ERROR reuses the request's, and needs none."""
+    """How many more messages the kernel has memory for; `None`: any number.
+    A reply or a batch takes one. An ERROR uses the memory of its request, and takes none."""
     reply_delay: float = attrs.field(default=0.0, validator=checked(number))
     """Seconds until a record can be received, as over a slow bridge."""
     random: random.Random = attrs.field(factory=random.Random, repr=False)
-    """The generator; the kernel's."""
+    """The random generator, which is the kernel's own."""
 
     def happens(self, probability: float) -> bool:
         """Draw whether something with this probability happens."""

@@ -14,7 +14,7 @@ from ._flows import EmulatedFlow
 from ._interfaces import filter_mask
 
 GENERIC = frozenset({Provider.CONNECTION, Provider.UDP_SUBFLOW})
-"""Providers that the kernel serves by one "generic" code, with filters of its own."""
+"""Providers that the kernel serves by its "generic" code, which has filters of its own."""
 _HAS_NETWORK_ACCESS = 0x1000000
 _BORING = int(FilterFlag.SUPPRESS_BORING_CLOSE | FilterFlag.SUPPRESS_BORING_POLL)
 _MEDIA = ((0x4 | 0x40, "cell"), (0x8, "wifi"), (0x10, "wired"))
@@ -48,7 +48,7 @@ class FilterRules:
     def allows(
         self, wanted: ProviderFilter, flow: EmulatedFlow, announced_as: int, boring: int, reported: bool
     ) -> bool:
-        """May a source be reported? `boring` is the filter bit that this occasion concerns (generic providers)."""
+        """True if a source may be reported; `boring` is the filter bit for this occasion, which only generic providers have."""
         bits = wanted.bits
         if not bits & (self._properties | self._user_bits | _HAS_NETWORK_ACCESS | _BORING):
             return True
@@ -66,7 +66,7 @@ class FilterRules:
         return not bits & self._user_bits or self._owner_matches(flow, fields, wanted)
 
     def _misread(self, flow: EmulatedFlow, announced_as: int) -> Mapping[str, Any]:
-        """The fields of another provider's descriptor, read out of this one's bytes."""
+        """The fields of another provider's descriptor, decoded from the bytes of this one, as the kernel does."""
         structure = self._release.descriptor_name(announced_as)
         assert structure is not None
         codec = self._release.layout[structure]
@@ -93,7 +93,7 @@ class FilterRules:
             if not flow.is_kernel_socket:
                 if epid == wanted.pid:
                     return True
-            # ``target == delegated ? epid : last_pid`` binds wrongly: it yields an id, and any but 0 is "true".
+            # A defect of the kernel: ``target == delegated ? epid : last_pid`` yields an id, and any id but 0 is true.
             elif pid and (wanted.pid or epid not in {0, pid}):
                 return True
         if bits & users["uuid"] and fields.get("uuid", bytes(16)) == wanted.uuid:

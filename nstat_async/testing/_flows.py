@@ -60,7 +60,7 @@ class EmulatedFlow:
         self.gone = False
         """True if it ended unnoticed, until a poll or the minute-timer finds it."""
         self.unreadable = False
-        """True: nothing can be copied from it any more, because a process took its memory away (EIO)."""
+        """True: the kernel cannot read it any more (EIO), because its process took the memory away."""
         self.inbound = False
         """True for an accepted connection."""
         self.peer_is_local: bool | None = None
@@ -68,7 +68,7 @@ class EmulatedFlow:
         self.cell_fallback = False
         """True while it may fall back from Wi-Fi to cellular."""
         self.properties_at_open: int | None = None
-        """User-land: what the network layer said to the filters; `None`: what the descriptor says."""
+        """User-land: the properties that filters look at; `None`: those of the descriptor."""
         self.number = kernel.next_number()
         """Counts the flows of this kernel."""
         self.items: dict[int, bytes] = {}
@@ -134,7 +134,7 @@ class EmulatedFlow:
         return bits | (_LISTENER if state == _LISTEN else _OUTBOUND if state else 0)
 
     def _whole_properties(self) -> int:
-        """The properties without TCP's role, before they are cut to the width that a release has for them."""
+        """The properties without TCP's role, before they are truncated to the width of the release's field."""
         raw = self.fields.get("ifnet_properties")
         if raw is not None:
             return int(raw)
@@ -177,7 +177,7 @@ class EmulatedFlow:
         return before if self._stamp is None else b"".join((before, _TIMESTAMP.pack(self.kernel.ticks), behind))
 
     def prepare(self) -> tuple[bytes, bytes]:
-        """Encode the descriptor now; returns what stands before and behind the time."""
+        """Encode the descriptor now; returns its bytes before and after the time."""
         values, codec = dict(self.fields), self._codec
         if "ifnet_properties" in codec:
             bits = self.properties
@@ -200,7 +200,7 @@ class EmulatedFlow:
     # What the provider's functions answer
 
     def details_errno(self) -> int:
-        """Error for want of a function for counters by medium: routes and interfaces have none."""
+        """The error of a request for counters by medium, which routes and interfaces do not have; 0: none."""
         return DarwinErrno.EOPNOTSUPP if self.provider in {Provider.ROUTE, Provider.INTERFACE} else 0
 
     def descriptor_errno(self) -> int:
@@ -233,7 +233,7 @@ class EmulatedFlow:
                     self._descriptor_parts = None
 
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
-        """Let the last packet have gone out by this interface."""
+        """Make this the interface of the last packet."""
         with self.kernel.lock:
             made = interface is None or isinstance(interface, EmulatedInterface)
             self.interface = interface if made else self.kernel.interface(interface)  # type: ignore[assignment, arg-type]
@@ -254,12 +254,12 @@ class EmulatedFlow:
         Args:
             rx: Bytes received.
             tx: Bytes sent.
-            rx_packets: Packets of them; by default what TCP segments of 1448 bytes would be,
-                and one datagram for the others.
-            tx_packets: As `rx_packets`.
-            interface: What carried it; default: the interface of the last packet.
-            switch: Flows in user space: what the flow switch saw of it, headers included: packets and
-                bytes received, packets and bytes sent. Default: the same as the process says.
+            rx_packets: Number of packets received. Default: TCP and QUIC in segments of 1448 bytes,
+                others in one datagram.
+            tx_packets: Number of packets sent, as `rx_packets`.
+            interface: The interface of this traffic; default: that of the last packet.
+            switch: Flows in user space: packets and bytes received, packets and bytes sent, as the flow switch
+                counts them, with headers. Default: the same numbers as those of the process.
 
         Raises:
             UsageError: A number is no number of bytes or packets, or there is no such interface.

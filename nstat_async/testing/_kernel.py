@@ -1,7 +1,7 @@
 """The kernel's side of flows and control sockets, without real sockets.
 
-Sans-IO and, unless asked otherwise, sans-clock: nothing happens but by a call, and time
-stands still until `SansIoKernel.advance`. ``docs/emulated-kernel.md`` says how it was
+It does no I/O and, without the argument ``clock``, reads no clock: everything happens in a call, and time
+passes only by `SansIoKernel.advance`. ``docs/emulated-kernel.md`` says how it was
 compared with the real kernel code, and what it leaves out.
 """
 
@@ -57,7 +57,7 @@ class SansIoKernel(ScriptedMachine):
             self._forget_gone()
 
     def _bury_sockets(self) -> None:
-        """On macOS 26 the timer looks at the lists of sockets first, TCP before UDP, and not at the clients' sources."""
+        """Say goodbye for dead sockets. On macOS 26 the timer goes through the lists of sockets, TCP before UDP, and then the clients."""
         for provider in (Provider.TCP, Provider.UDP):
             for flow in reversed(list(self._flows[self.provider_number(provider, userland=False)].values())):
                 for client in list(self.clients) if flow.gone else ():
@@ -110,7 +110,7 @@ class SansIoKernel(ScriptedMachine):
     # Flows
 
     def interface_transfer(self, name: str, rx: int = 0, tx: int = 0) -> None:
-        """Count an interface's own traffic; its watchers hear of it when their threshold is passed."""
+        """Count an interface's own traffic; its watchers get a report when it passes their threshold."""
         wholes(rx=rx, tx=tx)
         with self.lock:
             interface = self.interface(name)
@@ -165,7 +165,7 @@ class SansIoKernel(ScriptedMachine):
                 flow.set_state(0)
             self._flows[flow.provider_id].pop(flow.number, None)
             for client in list(self.clients):
-                # One source of a client says goodbye; another one that names the same socket is found gone.
+                # One source of each client says goodbye. If the client has further sources of this socket, it finds them gone later.
                 for source in client.sources_of(flow)[-1:]:
                     client.say_goodbye(source)
             flow.gone = self._is_watched(flow)
@@ -188,13 +188,13 @@ class SansIoKernel(ScriptedMachine):
                     flow.close()
 
     def raise_event(self, flow: EmulatedFlow, event: int) -> None:
-        """Tell the clients whose mask has this event, in update mode, by an update."""
+        """Send an update to the clients in update mode whose mask has this event."""
         version = self.release.version
         if version < (3789,) or (event & _ROLE_EVENTS and version < (10002,)):
             return
         if flow.is_kernel_socket:
-            # Kernel sockets consult the masks of all clients merged, and that is made anew only
-            # when a client connects or disconnects.
+            # Kernel sockets use the merged mask of all clients, which is computed only when a client
+            # connects or disconnects.
             if version >= (10002,) and not self._merged_events & event:
                 return
         elif flow.provider is not Provider.CONNECTION:

@@ -99,7 +99,7 @@ def interface_sources(machine: Machine) -> Iterator[tuple[Watcher, ClientSource]
 
 
 def set_threshold(machine: Machine, flow: EmulatedFlow, param: bytes) -> int:
-    """Lower an interface's threshold to what a client asked for; every watcher hears of it. Returns what was asked."""
+    """Lower an interface's threshold to what a client asked for, and report it to every watcher; returns what was asked."""
     asked = int(machine.layout["nstat_ifnet_add_param"].read("threshold", param))
     interface = flow.interface
     assert interface is not None

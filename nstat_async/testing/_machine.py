@@ -28,28 +28,28 @@ _LONGEST_PROCESS_NAME = 32
 
 
 class Machine(KernelTime):
-    """What flows and control sockets have in common.
+    """The base of the emulated kernel: what both flows and control sockets need.
 
     Args:
         kernel: The release, in any form that `nstat_async.ntstat.Kernel.parse` takes.
         receive_space: Receive buffer that ``connect`` gives, bytes.
         privileged: True: clients are root, or hold the entitlement.
         privilege_check: ``net.statistics_privcheck``: on macOS it is off.
-        clock: Seconds, as `time.monotonic` tells them; `None`: time stands still but for `advance`.
-        timebase: ``mach_timebase_info``: ticks times the first over the second are nanoseconds.
+        clock: A function that returns seconds, such as `time.monotonic`; `None`: time passes only by `advance`.
+        timebase: ``mach_timebase_info``: ticks times the first number, divided by the second, are nanoseconds.
             Apple silicon has (125, 3).
-        seed: Of everything random: faults, garbage, workloads.
+        seed: The seed of everything random: faults, garbage, workloads.
         layout_number: Another wire layout than the release's own (1 to 12).
         insertions: Bytes that a newer kernel has put into its structures: name of the structure
             to pairs of (offset, bytes). See `DARWIN_27_INSERTIONS`.
-        contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as when
-            another thread waits for the lock.
-        uptime: Seconds since the machine was started, where time does not pass by itself.
-        minute_timer: False: what it does is only done by `idle_check`.
-        header_garbage: Up to xnu-2422 the word of the header that is not used holds anything; False: zero.
+        contended: True: since xnu-11215 a chunk of a paced poll ends after five sources, as if
+            another thread waited for the lock.
+        uptime: Seconds since the machine was started, at the beginning; only without `clock`.
+        minute_timer: False: the work of the minute-timer is done only by `idle_check`.
+        header_garbage: Up to xnu-2422 an unused word of the header has random content; False: it is zero.
     """
 
-    # What flows ask of their kernel, which knows more than they do: see `ScriptedMachine` and `SansIoKernel`.
+    # Flows call these; the subclasses `ScriptedMachine` and `SansIoKernel` implement them.
     open_flow: Callable[..., Any]
     flow_closed: Callable[[Any], None]
     userland_time_wait: Callable[[Any], None]
@@ -143,7 +143,7 @@ class Machine(KernelTime):
         raise UsageError(f"provider: {self.name} has no {provider.value}{where}")
 
     def insert(self, structure: str, data: bytes) -> bytes:
-        """A structure with what a newer kernel has put into it."""
+        """The bytes of a structure with the `insertions`."""
         for offset, size in reversed(self._insertions.get(structure, [])):
             filling = bytes(0xA5 ^ position & 0xFF for position in range(size))
             data = data[:offset] + filling + data[offset:]

@@ -1,4 +1,4 @@
-"""Paced polls: one request reports a hundred sources, and the next one goes on behind them."""
+"""Paced polls: each request reports a hundred sources, and the next request continues after them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PacedPoll:
     def begin(self, context: int, flags: int) -> bool:
         """Start or continue a paced poll; True if this request is one.
 
-        A context that differs from the stored one displaces that poll, whose client gets EAGAIN.
-        In xnu-3248 any request for reports does, a paced one or not.
+        A request with another context ends the stored poll, which is answered with EAGAIN.
+        In xnu-3248 any request for reports does so, also one that is not paced.
         """
         if self._version < (3247,):
             return False
@@ -42,7 +42,7 @@ class PacedPoll:
         return paced
 
     def end(self) -> None:
-        """The walk reached its end, or was not a paced one."""
+        """The walk reached its end, or its poll is not paced."""
         self._context = 0
         self._waiting = None
 
@@ -56,7 +56,7 @@ class PacedPoll:
         source.sequence = self._sequence
 
     def unreported(self) -> Iterator[ClientSource]:
-        """Walk on where the last chunk ended, newest first, without looking at every source again."""
+        """The sources after those of the last chunk, newest first, without a look at every source again."""
         sequence, sources = self._sequence, self._watcher.sources
         waiting = list(sources.values()) if self._waiting is None else self._waiting + self._fresh
         self._fresh, self._waiting = [], waiting
@@ -72,7 +72,7 @@ class PacedPoll:
                     skipped.append(source)
                 source = None
         finally:
-            # The chunk may have ended at a source that did not fit: it is asked for again.
+            # The chunk may have ended at a source that did not fit: the next chunk begins with it.
             if source is not None and source.sequence != sequence:
                 skipped.append(source)
             waiting.extend(reversed(skipped))
@@ -80,8 +80,8 @@ class PacedPoll:
     def is_last(self) -> bool:
         """True if a chunk that is full ends the walk.
 
-        Since xnu-4570 the kernel looks at the source it stopped at, not at the next one: where
-        the limit falls on the last source, another chunk is asked for, and is empty.
+        Since xnu-4570 the kernel tests the source at which it stopped, and not the next one. So if
+        a chunk is full with the last source, another chunk is asked for, which is empty.
         """
         if self._version >= (4570,) or self._waiting is None:
             return False

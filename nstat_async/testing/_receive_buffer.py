@@ -27,11 +27,11 @@ _MBUF_ROOM = 160
 _CLUSTER = 2048
 _BIG_CLUSTER = 4096
 BATCH_STORAGE = _MBUF + _BIG_CLUSTER
-"""What a batch costs in mbufs: a cluster for the largest one, however few messages are in it."""
+"""What a batch costs in mbufs: always a cluster for the largest batch, however few messages it has."""
 
 
 def _mbuf_storage(size: int) -> int:
-    """What a record costs in mbufs: a lone one, or one with a cluster."""
+    """Bytes of mbufs that a record takes: an mbuf alone for a small record, else also clusters."""
     if size <= _MBUF_ROOM:
         return _MBUF
     if size <= _CLUSTER:
@@ -41,7 +41,7 @@ def _mbuf_storage(size: int) -> int:
 
 
 class ReceiveBuffer:
-    """Records that wait for the client: with a reserve for critical ones, and with a limit of storage, or without."""
+    """Records that wait for the client. A reserve for critical records and a limit of mbuf storage depend on the release."""
 
     def __init__(self, size: int, *, critical_quarter: bool, count_mbufs: bool) -> None:
         self._critical_quarter = critical_quarter
@@ -83,7 +83,7 @@ class ReceiveBuffer:
         return self._room() >= size
 
     def append(self, record: bytes, *, storage: int | None = None) -> None:
-        """Queue a record that `admits` let in; `storage` is its cost in mbufs where its size does not say it."""
+        """Queue a record that `admits` let in; `storage` is its cost in mbufs if that does not follow from its size."""
         cost = _mbuf_storage(len(record)) if storage is None else storage
         self._records.append((record, cost))
         self.queued_bytes += len(record)

@@ -16,7 +16,7 @@ _SERVER = ("198.51.100.7", 443)
 
 
 class ScriptedMachine(Machine):
-    """The part of an emulated kernel that holds flows, and by which they come into being."""
+    """The part of an emulated kernel that makes flows and keeps them."""
 
     _flows: dict[int, dict[int, EmulatedFlow]]
     _interface_flows: dict[int, EmulatedFlow]
@@ -31,14 +31,14 @@ class ScriptedMachine(Machine):
         return iter(sorted(everything, key=lambda flow: flow.number))
 
     def warm_up(self) -> None:
-        """Encode every flow now, so that the timing of a client's first poll is the client's."""
+        """Encode every flow now, so that a benchmark of a client's first poll does not measure the encoding."""
         with self.lock:
             for flow in self.flows():
                 flow.encoded_counts()
                 flow.prepare()
 
     def existing(self, provider_id: int) -> list[EmulatedFlow]:
-        """What a scan of a provider finds: newest first, without what is being torn down."""
+        """The flows that a scan of a provider finds: newest first, without those that are ending."""
         if self.release.providers[provider_id][0] is Provider.ROUTE:
             return self.existing_routes()
         return [flow for flow in reversed(self._flows[provider_id].values()) if flow.open and not flow.gone]
@@ -109,13 +109,13 @@ class ScriptedMachine(Machine):
         """A flow with addresses and traffic: TCP, UDP or QUIC.
 
         Args:
-            provider: Which.
+            provider: `Provider.TCP`, ``UDP`` or ``QUIC``.
             pid: Its process.
             name: The executable's name.
             local: Its own address; default: a fresh port, if there is a `remote` one.
-            remote: The peer's address; TCP and QUIC are established with it, and else just created.
-            userland: True: it lives in its process; `None`: whichever of both this release has.
-            interface: What carries its packets; without a `remote` address there were none yet.
+            remote: The peer's address. With it, TCP and QUIC flows are established; without it they are just created.
+            userland: True: it is in user space, within its process; `None`: whichever of both this release has.
+            interface: The interface of its packets; without a `remote` address it had none yet.
             rx: Bytes received so far.
             tx: Bytes sent so far.
             inbound: True for an accepted connection.
@@ -192,7 +192,7 @@ class ScriptedMachine(Machine):
         flags: int = 0x803,
         **fields: Any,
     ) -> EmulatedFlow:
-        """A route; `EmulatedFlow.close` lets it go down, which polls and the minute-timer find."""
+        """A route. `EmulatedFlow.close` removes it, which polls and the minute-timer find out."""
         number = self.provider_number(Provider.ROUTE)
         values: dict[str, Any] = {"dst": endpoint((destination, 0), "destination"), "flags": flags, **fields}
         values["ifindex"] = self.interface(text("interface", interface)).index

@@ -1,9 +1,9 @@
 """Control sockets of an emulated kernel behind AF_UNIX sockets.
 
-One packet is one datagram of the control socket, both ways; end of file is the control
-going away. A record leaves the emulated receive buffer when the socket between takes
-it, so a client that does not read has the socket's own room on top (a few records):
-over this bridge answers come a moment after the send, as over any.
+One packet is one datagram of the control socket, in both directions. End of file means that the control
+went away. A record leaves the emulated receive buffer as soon as the AF_UNIX socket takes it. So a client
+that does not read has the room of that socket (a few records) in addition to the receive buffer. As over
+any bridge, an answer comes a moment after its request was sent.
 
 macOS has no ``SOCK_SEQPACKET`` for AF_UNIX; there a pair is ``SOCK_DGRAM`` and a path
 cannot be served. Python on Windows has no AF_UNIX, and there is no server.
@@ -30,7 +30,7 @@ from ._workload import Workload
 
 _LARGEST_REQUEST = 65536
 _SEND_ROOM = 16384
-"""Room of the socket between, bytes: what a record of 4096 needs, with the host's own overhead."""
+"""Send buffer of the AF_UNIX socket in bytes: room for a record of 4096 bytes, with the host's own overhead."""
 _RECORDS_A_TURN = 64
 _LONGEST_WAIT = 0.1
 
@@ -58,7 +58,7 @@ class _Bridge:
         """A record that the packet socket had no room for."""
 
     def take_turn(self) -> bool:
-        """Carry out a request that is there and hand over what fits; True if there may be more at once.
+        """Carry out a waiting request, and send the records that fit; True if there may be more to do at once.
 
         Raises:
             EOFError: The control went away, or the client is gone.
@@ -68,7 +68,7 @@ class _Bridge:
             request = self.sock.recv(_LARGEST_REQUEST)
             if not request:
                 raise EOFError
-            # An error of `send` has no way back but silence.
+            # This bridge has no way to report an error of `send` to the client.
             with contextlib.suppress(OSError):
                 self.client.send(request)
         try:

@@ -1,7 +1,7 @@
 """Time of an emulated machine: a clock, Mach ticks, and timers.
 
-Time stands still but for `KernelTime.advance`, unless a clock was given; then whoever
-serves the kernel runs its timers (`KernelTime.run_due`).
+Without a clock, time passes only by `KernelTime.advance`. With a clock, the server or transport
+of the kernel runs its timers (`KernelTime.run_due`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Channels to an emulated kernel within the process, behind real descriptors.
 
-A record stays in the emulated receive buffer until it is received, so that the
-accounting is the kernel's; the descriptor of a channel is a `Signal` that is set while
-there is something to receive. Answers are therefore readable when `send` returns, by
-`select` and every event loop.
+A record stays in the emulated receive buffer until it is received, so losses are exactly those of the
+emulated kernel. The descriptor of a channel is a `Signal`, which is set while there is something to
+receive. So `select` and every event loop see an answer as soon as `send` returns.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Ticker:
             kernel.timer_added.clear()
             kernel.run_due()
             due = kernel.next_timer()
-            # Several threads may wait for the same event: look again now and then.
+            # Another thread that waits for the event may have cleared it, so the wait is bounded.
             kernel.timer_added.wait(_LONGEST_WAIT if due is None else min(due, _LONGEST_WAIT))
 
     def close(self) -> None:
@@ -61,7 +60,7 @@ class Ticker:
 
 
 class EmulatedChannel:
-    """One control socket of the emulated kernel, as the pump wants it."""
+    """One control socket of the emulated kernel as a `Channel` for the pump."""
 
     def __init__(self, kernel: SansIoKernel, client: EmulatedClient, receive_buffer: int | None) -> None:
         self._signal = Signal()
@@ -135,7 +134,7 @@ class EmulatedTransport:
         """The open control sockets of this transport."""
 
     def connect(self) -> EmulatedClient:
-        """A control socket without a channel, which belongs to this transport as those of its channels do."""
+        """A control socket without a channel. Like those of channels, it belongs to this transport."""
         client = self.kernel.connect()
         self._own = [*(each for each in self._own if not each.closed), client]
         return client
@@ -147,7 +146,7 @@ class EmulatedTransport:
         return EmulatedChannel(self.kernel, self.connect(), self._receive_buffer)
 
     def lookup(self, request: Any) -> Any:
-        """Open or close flows of known values on the emulated machine, or read what it counts as lost, or its interfaces carried."""
+        """Open or close flows with known values on the emulated machine, or read its counters of losses or of interfaces."""
         from nstat_async.ntstat import (  # noqa: PLC0415  (a session asks)
             Evidence,
             InterfacesRead,

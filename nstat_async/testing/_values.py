@@ -1,6 +1,6 @@
 """Values of descriptor fields, checked: addresses, UUIDs and names as bytes.
 
-What a test hands over and no kernel could hold is a `UsageError` that names the argument.
+If no kernel could have a value that a test gives, a `UsageError` names the argument.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nstat_async.ntstat._tables import STRUCTS
 
 _UUID_SPACE = uuid.UUID("5d5e2a6e-7a53-4c1b-9c45-0d2d4c6f8a10")
 _BITS = {"BOOL": 8, "U8": 8, "U16": 32, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
-"""Width of a number; what newer releases widened has the room that it has now."""
+"""Bits of a number by its type. Fields that newer releases widened have their new width in every release."""
 _BYTES = {"SOCKADDR": 28, "UUID": 16}
 LONGEST = 1e9
 """Seconds, or anything else that is counted: about 31 years."""
@@ -50,7 +50,7 @@ def wholes(**values: Any) -> None:
 
 
 def text(name: str, value: Any) -> str:
-    """A text without a NUL, that can be encoded (bytes that are no UTF-8 included, as Python has them)."""
+    """A text without NUL that can be encoded; bytes that are not UTF-8 may be in it as surrogates."""
     try:
         if isinstance(value, str) and "\0" not in value and value.encode("utf-8", "surrogateescape") is not None:
             return value
@@ -83,7 +83,7 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
 
 
 def octets(name: str, value: Any) -> bytes:
-    """Bytes, in whatever holds them."""
+    """Bytes, from any object that has them."""
     return bytes(instance(name, value, (bytes, bytearray, memoryview)))
 
 
@@ -148,7 +148,7 @@ def sockaddr(value: Endpoint | None) -> bytes:
 
 
 def _encoded(kind: str) -> Callable[[str, Any], Any]:
-    """What checks a value of this type and brings it into the form that the encoder takes."""
+    """The function that checks a value of this type, and converts it to what the encoder takes."""
     base, _, times = kind.partition("*")
     count = int(times or 1)
 
@@ -185,7 +185,10 @@ def _encoded(kind: str) -> Callable[[str, Any], Any]:
 
 @functools.cache
 def _checks(structure: str) -> dict[str, Callable[[str, Any], Any]]:
-    """Field to its check, by its type in the newest release: of this descriptor, of others (which it leaves out), of counters."""
+    """The check of each field by its name: of this descriptor, of counters, and of other descriptors' fields, which are not sent.
+
+    A field has its type of the newest release.
+    """
     others = [name for name in STRUCTS if name.endswith("_descriptor")]
     found: dict[str, Callable[[str, Any], Any]] = {}
     for each in (structure, "nstat_counts", "nstat_detailed_counts", *others):
@@ -195,7 +198,7 @@ def _checks(structure: str) -> dict[str, Callable[[str, Any], Any]]:
 
 
 def check_fields(structure: str, names: Iterable[str]) -> None:
-    """Fields of a descriptor in any release, or counters."""
+    """Check that these are names of counters, or of a descriptor's fields in any release."""
     known = _checks(structure)
     for name in names:
         if name not in known:

@@ -1,8 +1,8 @@
 """What one client watches: its sources, and the reports about them.
 
-What is here follows ``ntstat.c``: which report a filter lets pass, which messages a
-goodbye consists of, what a full buffer does to each. Requests are in ``_client.py``,
-the socket's buffer in ``_control_socket.py``.
+The rules are those of ``ntstat.c``: which reports pass a filter, which messages a
+*goodbye* (the reports at a source's end) consists of, and what is lost if the buffer is full. Requests are in
+``_client.py``, the socket's buffer in ``_control_socket.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DETAILS_SIZE = 448
 
 
 def is_buffer_error(error: int) -> bool:
-    """True for errors that end a walk: nothing more would fit."""
+    """True for errors that end a walk over sources, because nothing more would fit."""
     return error in {DarwinErrno.ENOBUFS, DarwinErrno.ENOMEM}
 
 
@@ -51,7 +51,7 @@ class ClientSource:
         self.reported = False
         """A generic provider's report went out ("boring" filters look at it)."""
         self.role = 0
-        """Bits for TCP's role, as the last description had them: only what was described is known at the end."""
+        """TCP's role as the last description had it. At the flow's end the kernel knows only this one."""
         self.threshold = 0
         """Interface sources: bytes after which the client wants a report."""
 
@@ -73,13 +73,13 @@ class Watcher(ControlSocket):
         """Details mode: goodbyes and events come as details (macOS 26)."""
         self.next_reference = 1
         self.refused_sources = 0
-        """What the kernel's own ledger counts of sources that were not made (``net.stats.metrics``)."""
+        """The kernel's own count of sources that were not made (``net.stats.metrics``)."""
         self.failed_goodbyes = 0
-        """The same of final reports that were refused."""
+        """The kernel's own count of final reports that were refused."""
         self._by_flow: dict[int, list[ClientSource]] = {}
         self._rules = FilterRules(self.release)
         self._update_limit = 2048 if self.release.version >= (8019,) else 512
-        # xnu-3248 leaves the sequence of a new source as the memory was: it is the one of no poll.
+        # xnu-3248 does not set the sequence of a new source, so it is that of no poll.
         self._first_sequence = 0 if self.release.version >= (3789,) else -1
         self._batch: list[bytes] = []
         self._batch_size = 0
@@ -87,7 +87,7 @@ class Watcher(ControlSocket):
     # Sources
 
     def filter_of(self, provider_id: int) -> ProviderFilter:
-        """What was asked of a provider; nothing by default."""
+        """The filter that was requested for a provider; `NO_FILTER` if none was."""
         return self.filters.get(provider_id, NO_FILTER)
 
     def sources_of(self, flow: EmulatedFlow) -> list[ClientSource]:
@@ -139,7 +139,7 @@ class Watcher(ControlSocket):
         return srcref
 
     def drop(self, source: ClientSource) -> None:
-        """Forget a source without a word."""
+        """Forget a source without a report."""
         if self.sources.pop(source.srcref, None) is not None:
             same = self._by_flow[source.flow.number]
             same.remove(source)

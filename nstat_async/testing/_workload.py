@@ -1,7 +1,7 @@
 """A seeded random workload: flows that come, carry traffic and go.
 
-It is driven by the kernel's timers, hence by `EmulatedKernel.advance` or, for a kernel
-with a wall clock, by whoever runs its timers (a server, a transport).
+It is driven by the kernel's timers: by `EmulatedKernel.advance` or, for a kernel
+with a clock, by the server or transport that runs its timers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Workload:
     """Random flows on an emulated kernel, the same for the same seed."""
 
     kernel: ScriptedMachine = attrs.field(validator=checked(instance, ScriptedMachine))
-    """Where."""
+    """The kernel on which the flows are."""
     rate: float = attrs.field(default=10.0, kw_only=True, validator=checked(number))
     """New flows a second (exponential gaps)."""
     size: int = attrs.field(default=100, kw_only=True, validator=checked(whole))
-    """Flows that are open from the beginning, and that the number stays near if ``rate * mean_life`` is `size`."""
+    """How many flows are open at the beginning. If ``rate * mean_life`` is `size`, the number stays near it."""
     mean_life: float = attrs.field(default=10.0, kw_only=True, validator=checked(number, least=1e-9))
     """Mean life of a flow, seconds (exponential)."""
     transfers: float = attrs.field(default=0.2, kw_only=True, validator=checked(number, most=1.0))
@@ -53,7 +53,7 @@ class Workload:
     seed: int | None = attrs.field(
         default=None, kw_only=True, validator=checked(whole, least=-(1 << 63), optional=True)
     )
-    """Of the random numbers; `None`: drawn from the kernel's."""
+    """The seed of the random numbers; `None`: drawn from the kernel's."""
     opened: int = attrs.field(default=0, init=False)
     """Flows since the beginning."""
     closed: int = attrs.field(default=0, init=False)
@@ -96,7 +96,7 @@ class Workload:
                 self.kernel.call_later(1.0, self._move)
 
     def stop(self) -> None:
-        """No flow comes, goes or moves bytes any more; open ones stay."""
+        """Open and close no more flows, and move no more bytes; open flows stay."""
         self._running = False
 
     def _open(self) -> None:
@@ -113,7 +113,7 @@ class Workload:
         self.kernel.call_later(self._drawn(1 / self.mean_life), lambda: self._close(flow))
 
     def _drawn(self, rate: float) -> float:
-        """Seconds until something happens that happens so often a second; no timer is set for longer than `LONGEST`."""
+        """A random time in seconds until an event that happens `rate` times a second on average; `LONGEST` at most."""
         return min(self._random.expovariate(rate), LONGEST)
 
     def _address(self, interface: str) -> str:
