@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 //
-// The programs of the eBPF source: which process opened which socket, when, and what went through it.
+// The programs of the eBPF source. They report which process opened which socket, when, and the socket's traffic.
 //
-// They only look: every path of a cgroup program returns 1 ("let it pass"), every other program returns 0. A test
-// walks the compiled instructions and proves it. They are built by tools/ebpf_table.py into programs.bpf, a listing
+// They only observe: every path of a cgroup program returns 1 ("let it pass"), every other program returns 0. A test
+// follows all paths of the compiled instructions and proves it. They are built by tools/ebpf_table.py into programs.bpf, a listing
 // that the library loads without a compiler: field offsets are looked up by name in the running kernel's BTF.
 //
 // A struct here names only the fields that are read. Byte layouts shared with ebpf/_records.py: facts, record, flow,
@@ -77,7 +77,7 @@ struct bpf_iter__task_file { struct bpf_iter_meta *meta; struct task_struct *tas
 
 struct bpf_iter__tcp { struct bpf_iter_meta *meta; struct sock_common *sk_common; } RELOCATED;
 
-// Contexts of the uapi: their offsets never change.
+// Contexts that are part of the uapi, so that their offsets never change.
 struct bpf_sock {
     u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4], src_port;
     u16 dst_port, pad;
@@ -121,12 +121,12 @@ enum { INET = 2, INET6 = 10, PACKET = 17 };
 enum { STREAM = 1, DATAGRAM = 2, RAW = 3 };
 enum { TCP = 6, UDP = 17, MPTCP = 262 };
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_LISTEN = 10 };
-enum { NO_SOCKETS = 1 << 3 | 1 << 6 | 1 << 7 | 1 << TCP_LISTEN | 1 << 12 };   // requests, remains; listeners are dumped
-enum { ON_THEIR_WAY = 1 << TCP_SYN_SENT | 1 << 4 | 1 << 9 | 1 << 11 };        // FIN_WAIT1, LAST_ACK, CLOSING
+enum { NO_SOCKETS = 1 << 3 | 1 << 6 | 1 << 7 | 1 << TCP_LISTEN | 1 << 12 };   // no connections; listeners are dumped
+enum { ON_THEIR_WAY = 1 << TCP_SYN_SENT | 1 << 4 | 1 << 9 | 1 << 11 };        // being opened, FIN_WAIT1, LAST_ACK, CLOSING
 enum { SOCK_DONE_BIT = 2 };                 // 1 << SOCK_DONE of sk_flags: set by tcp_fin() only
 enum { RCV_SHUTDOWN = 1 };
 enum { KERNEL_THREAD = 0x200000 };          // PF_KTHREAD
-enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: nothing left the socket for the reader
+enum { PEEK_OR_ERRQUEUE = 0x2002 };         // MSG_PEEK, MSG_ERRQUEUE: no data was taken from the socket
 
 // --- what is reported ----------------------------------------------------------------------
 
@@ -135,19 +135,19 @@ enum flag {
     HAS_PROCESS = 1, ANNOUNCED = 2, BY_CLOSER = 4, FIN_RECEIVED = 8, BY_CREATOR = 16, COUNTED_FROM_BIRTH = 32,
     ERROR_KNOWN = 64, SHUT_FOR_READING = 128,              // of CLOSED: the error is the third byte
 };
-enum statistic { SUBMITTED, RING_FULL, MAP_FULL, CAUGHT_BY_SECOND, MOVED = 8 };   // MOVED: in a cache line of its own
+enum statistic { SUBMITTED, RING_FULL, MAP_FULL, CAUGHT_BY_SECOND, MOVED = 8 };   // MOVED has a cache line of its own
 
-struct who { u64 start; u32 tgid, tid; char comm[16]; };   // the thread group's leader names and dates the process
+struct who { u64 start; u32 tgid, tid; char comm[16]; };   // name and start are those of the thread group's leader
 struct facts {                                             // 112 bytes
     u64 net_cookie, cgroup;
     struct who who;
     u32 netns, uid, ifindex, flags;
     u16 family, protocol, local_port, remote_port;         // local in host order, remote in network order
-    u8 type, kind, old, new;                               // kind, old, new in records; new in owners: the state
-    u32 last_tgid;                                         // who did the last I/O
+    u8 type, kind, old, new;                               // kind, old and new only in records; new is the state in owners
+    u32 last_tgid;                                         // the process of the last I/O
     u64 local[2], remote[2];
 };
-struct counts {                                            // 64 bytes; the names in parentheses are a TCP record's
+struct counts {                                            // 64 bytes; in parentheses: what a TCP record has there
     u64 tx_bytes, tx_calls;                                // by the length hooks (bytes sent, acknowledged)
     u64 rx_bytes, rx_calls;                                // (bytes received, bytes retransmitted)
     u64 tx_payload, rx_payload;                            // by the packet hooks (segments retransmitted, 8 * smoothed rtt)
@@ -169,7 +169,7 @@ struct { NUMBER(type, 9); NUMBER(max_entries, 16384); TYPE(key, struct peer_key)
 struct { NUMBER(type, 6); NUMBER(max_entries, 1); TYPE(key, u32); TYPE(value, struct done); } last_done SECTION(".maps");
 struct { NUMBER(type, 2); NUMBER(max_entries, 1); TYPE(key, u32); TYPE(value, struct walk); } walks SECTION(".maps");
 
-// --- constants set by the loader: the verifier sees them as constants and drops what they exclude ---
+// --- constants set by the loader: the verifier removes the branches that they make unreachable -------
 
 INLINE u64 only_namespace(void) { u64 v; asm volatile("%0 = 0x4e53544154430000 ll" : "=r"(v)); return v; }   // a cookie; 0: all
 INLINE u64 options(void) { u64 v; asm volatile("%0 = 0x4e53544154430001 ll" : "=r"(v)); return v; }
@@ -183,7 +183,8 @@ INLINE void count(u32 which) {
     if (value) __sync_fetch_and_add(value, 1);
 }
 
-// Counts grew: whoever reads them sets this to 0 before. After the counts, so that one of both sees the other.
+// Note that counts grew. A reader sets this to 0 before it reads the counts, and here it is set after they grew. So a
+// reader that misses a growth finds the mark at its next reading.
 INLINE void mark_moved(void) {
     u32 which = MOVED;
     volatile u64 *moved = map_lookup(&statistics, &which);
@@ -207,7 +208,7 @@ INLINE void describe_task(struct who *who, struct task_struct *task) {
 
 INLINE void describe_process(struct facts *facts) {
     describe_task(&facts->who, current_task());
-    if (facts->who.tgid) facts->flags |= HAS_PROCESS;      // 0 is the idle task: an interrupt's, nobody's
+    if (facts->who.tgid) facts->flags |= HAS_PROCESS;      // 0 is the idle task: this is an interrupt, without a process
 }
 
 INLINE int wanted(struct sock *sk) {
@@ -220,7 +221,7 @@ INLINE void describe_ends(struct facts *facts, struct sock *sk) {
     u16 family = sk->__sk_common.skc_family;
     facts->local[0] = facts->local[1] = facts->remote[0] = facts->remote[1] = 0;
     facts->local_port = facts->remote_port = 0;
-    if (family == PACKET) return;                          // the union of ports and addresses means nothing there
+    if (family == PACKET) return;                          // it uses the union of ports and addresses for other things
     if (sk->sk_type != RAW) {                              // a raw socket's number is its protocol
         facts->local_port = sk->__sk_common.skc_num;
         facts->remote_port = sk->__sk_common.skc_dport;
@@ -243,7 +244,7 @@ INLINE void describe_socket(struct facts *facts, struct sock *sk) {
     facts->netns = net->ns.inum;
     facts->cgroup = cgroup ? cgroup->kn->id : 0;
     facts->uid = sk->sk_uid.val;
-    facts->ifindex = EXISTS(sk->sk_rx_dst_ifindex) ? sk->sk_rx_dst_ifindex : 0;   // 5.15
+    facts->ifindex = EXISTS(sk->sk_rx_dst_ifindex) ? sk->sk_rx_dst_ifindex : 0;   // since Linux 5.15
     facts->family = sk->__sk_common.skc_family;
     facts->protocol = sk->sk_protocol;
     facts->type = sk->sk_type;
@@ -264,9 +265,9 @@ INLINE void report_flow(u64 cookie, struct flow *flow, u8 kind) {
 
 // --- TCP: changes of state --------------------------------------------------------------------
 //
-// The kernel skips a tracing program that is already running on this CPU: an interrupt came in between, and its
-// softirq changed another socket's state. Two copies are attached. The second does what the first could not; the
-// last event that the first finished on this CPU tells which that is.
+// The kernel skips a tracing program that is already running on this CPU. That happens if an interrupt comes meanwhile, and
+// its softirq changes another socket's state. So two copies are attached, and the second one reports what the first one was
+// skipped for. It recognises that because the last event that the first one finished on this CPU is another one.
 
 INLINE u8 kind_of_change(int old, int new) {
     if (old == new) return 0;
@@ -278,7 +279,7 @@ INLINE u8 kind_of_change(int old, int new) {
 
 INLINE void keep_owner_entry(u64 cookie, struct sock *sk, u8 kind) {
     if (kind == CLOSED) {
-        // Reset by the peer before its owner was learnt, and not yet closed: cgroup/sock_release will tell who has it.
+        // If it was reset by the peer before its owner was known, and is not closed yet, cgroup/sock_release tells the owner.
         struct flow *flow = option(RELEASE_SEEN) && sk->sk_socket ? map_lookup(&flows, &cookie) : 0;
         if (!flow || flow->facts.flags & HAS_PROCESS) map_delete(&flows, &cookie);
     } else if (kind == ACCEPTED) {
@@ -312,11 +313,11 @@ INLINE int change_of_state(u64 *context, int second) {
     record->facts.kind = kind;
     record->facts.old = old;
     record->facts.new = new;
-    // A thread of the kernel connects for whoever holds the socket (a subflow of Multipath TCP), or for the kernel.
+    // A kernel thread that connects does so for the process that has the socket (a subflow of Multipath TCP), or for the kernel.
     if ((kind == OPENED || kind == FIRST_IO) && !(current_task()->flags & KERNEL_THREAD)) describe_process(&record->facts);
-    if (kind == FIRST_IO) record->facts.flags |= BY_CREATOR;   // who calls listen(2) may do it for others
+    if (kind == FIRST_IO) record->facts.flags |= BY_CREATOR;   // the caller of listen(2) may hand the socket to others
     if (sk->__sk_common.skc_flags & SOCK_DONE_BIT) record->facts.flags |= FIN_RECEIVED;
-    if (kind == CLOSED) {                                  // set before: tcp_reset(), tcp_write_err(), tcp_abort()
+    if (kind == CLOSED) {                                  // tcp_reset(), tcp_write_err() and tcp_abort() set it before
         record->facts.flags |= ERROR_KNOWN | (sk->sk_err & 0xff) << 16;
         if (sk->sk_shutdown & RCV_SHUTDOWN) record->facts.flags |= SHUT_FOR_READING;
     }
@@ -339,7 +340,7 @@ INLINE int change_of_state(u64 *context, int second) {
 SECTION("tp_btf/inet_sock_set_state") int tcp_state(u64 *context) { return change_of_state(context, 0); }
 SECTION("tp_btf/inet_sock_set_state@2") int tcp_state_again(u64 *context) { return change_of_state(context, 1); }
 
-// --- sends and receives: bytes of everything but TCP, and the owner of an accepted TCP socket -----
+// --- sends and receives: the bytes of all protocols but TCP, and owners of accepted TCP sockets ---
 
 INLINE void learn_owner(u64 cookie, struct sock *sk) {
     struct flow *flow = map_lookup(&flows, &cookie);
@@ -350,7 +351,7 @@ INLINE void learn_owner(u64 cookie, struct sock *sk) {
     flow->facts.flags |= ANNOUNCED;
 }
 
-INLINE void learn_owner_of_subflow(struct sock *sk) {      // the subflows are the flows; I/O happens on their parent
+INLINE void learn_owner_of_subflow(struct sock *sk) {      // each subflow is a flow, but I/O happens on their parent
     struct sock *first = 0;
     u64 cookie = 0;
     probe_read_kernel(&first, sizeof first, __builtin_preserve_access_index(&((struct mptcp_sock *)sk)->first));
@@ -378,7 +379,7 @@ INLINE int transfer(u64 *context, int sent) {
     if (!wanted(sk)) return 0;
     u16 type = sk->sk_type;
     if (type == STREAM) {
-        u16 protocol = sk->sk_protocol;                    // a call of any result tells who has the socket
+        u16 protocol = sk->sk_protocol;                    // also a call that fails tells the owner
         if (protocol == TCP && option(LEARN_TCP_OWNERS)) learn_owner(socket_cookie(sk), sk);
         if (protocol == MPTCP && option(LOOK_INTO_MPTCP)) learn_owner_of_subflow(sk);
         return 0;
@@ -396,7 +397,7 @@ INLINE int transfer(u64 *context, int sent) {
         flow->facts.flags |= ANNOUNCED;
     } else if (type != RAW && sk->__sk_common.skc_family != PACKET &&
                (flow->facts.remote_port != sk->__sk_common.skc_dport || flow->facts.local_port != sk->__sk_common.skc_num)) {
-        describe_ends(&flow->facts, sk);                   // connected, or connected anew, since
+        describe_ends(&flow->facts, sk);                   // it was connected, or connected again
     }
     if (flow->facts.last_tgid != tgid) flow->facts.last_tgid = tgid;
     if (sent) {
@@ -438,7 +439,7 @@ SECTION("cgroup/sock_release") int released(struct bpf_sock *socket) {
     struct flow *flow = map_lookup(&flows, &cookie);
     if (!flow) return 1;
     u32 known = flow->facts.flags;
-    if (!(known & HAS_PROCESS)) {                          // never used by a call that was seen: its closer had it
+    if (!(known & HAS_PROCESS)) {                          // no call was seen that used it: its closer had it
         describe_process(&flow->facts);
         flow->facts.flags |= BY_CLOSER;
     }
@@ -452,7 +453,7 @@ SECTION("cgroup/sock_release") int released(struct bpf_sock *socket) {
     return 1;
 }
 
-// --- UDP datagrams as they pass the socket's cgroup ---------------------------------------------
+// --- UDP datagrams, when they pass the socket's cgroup ------------------------------------------
 
 struct ends { u64 from[2], to[2]; u32 udp; u16 family; };
 
@@ -517,7 +518,7 @@ INLINE void count_peer(struct __sk_buff *skb, u64 cookie, struct ends *ends, int
         struct peer empty = {};
         map_update(&peers, &key, &empty, NOEXIST);
         peer = map_lookup(&peers, &key);
-        if (!peer) return;                                 // in the remainder: the flow's total minus its peers
+        if (!peer) return;                                 // it counts as part of the remainder, which is the flow minus its peers
     }
     __sync_fetch_and_add(out ? &peer->tx_bytes : &peer->rx_bytes, payload);
     __sync_fetch_and_add(out ? &peer->tx_packets : &peer->rx_packets, packets);
@@ -532,7 +533,7 @@ INLINE int packet(struct __sk_buff *skb, int out) {
     if (!cookie) return 1;
     struct flow *flow = flow_of(&cookie, option(PACKETS_CREATE));
     if (!flow) return 1;
-    // A datagram of several segments has one header here: the rest of its length is payload.
+    // Several datagrams in one buffer (GSO) have one header here, so the rest of the length is payload.
     u64 payload = skb->len - ends.udp - 8, packets = skb->gso_segs ? skb->gso_segs : 1;
     __sync_fetch_and_add(out ? &flow->counts.tx_payload : &flow->counts.rx_payload, payload);
     __sync_fetch_and_add(out ? &flow->counts.tx_packets : &flow->counts.rx_packets, packets);
@@ -550,7 +551,7 @@ INLINE int packet(struct __sk_buff *skb, int out) {
 SECTION("cgroup_skb/ingress") int ingress(struct __sk_buff *skb) { return packet(skb, 0); }
 SECTION("cgroup_skb/egress") int egress(struct __sk_buff *skb) { return packet(skb, 1); }
 
-// --- every socket of every process: those that were there before, and which are still there ------
+// --- all sockets of all processes: older ones than the programs, and which ones still exist -------
 
 SECTION("iter/task_file") int owners(struct bpf_iter__task_file *context) {
     struct file *file = context->file;
@@ -572,12 +573,12 @@ SECTION("iter/task_file") int owners(struct bpf_iter__task_file *context) {
     return 0;
 }
 
-// --- the TCP sockets of a namespace in which something moved since the last walk -------------------
+// --- the TCP sockets of a namespace that had traffic since the last walk ---------------------------
 //
-// Nothing is remembered of a socket: the kernel itself notes when it last sent data (tcp_event_data_sent), received data
-// (tcp_event_data_recv) and took in an acknowledgement (tcp_ack), under the socket's lock, in which it also counts. What has
-// one of these times since the last walk began is told: all that grew, and some that did not. A walk begins with a row that
-// has no cookie and the namespace, and ends with one that has the number of sockets.
+// No state is kept for a socket. The kernel notes when a socket last sent data (tcp_event_data_sent), received data
+// (tcp_event_data_recv) and got an acknowledgement (tcp_ack), under the same lock under which it counts. A socket is reported
+// if one of these times is after the beginning of the last walk: all whose counts grew, and some others. A walk begins with a
+// row that has no cookie and the namespace, and ends with a row that has the number of sockets.
 
 INLINE int recent(u32 time, u32 since, u32 now) { return now - time <= now - since; }   // in ticks, which wrap
 
@@ -598,7 +599,7 @@ SECTION("iter/tcp") int changed(struct bpf_iter__tcp *context) {
     if (!sk) return mark_of_walk(meta, walk, 0);
     if (walk->session != meta->session_id) {
         walk->session = meta->session_id;
-        walk->since = walk->begun - 1;                     // of a tick that was just beginning
+        walk->since = walk->begun - 1;                     // one tick earlier, as that tick may have gone on
         walk->begun = now;
         walk->number = 0;
         mark_of_walk(meta, walk, sk->__sk_common.skc_net.net->net_cookie);
