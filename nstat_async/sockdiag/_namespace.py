@@ -123,6 +123,8 @@ class Namespace:
         """Sockets that no dump of this poll had, and that are still to be examined."""
         self._asking = 0
         """Number of look-ups of absent sockets that are not answered yet."""
+        self._undecided = False
+        """True if one of this poll got no answer, so that a socket may be gone or not."""
 
     def open(self) -> None:
         """Request the channels."""
@@ -143,7 +145,7 @@ class Namespace:
         if not self.entered:
             self.tables.begin_poll()
             return
-        self._judged, self._absent = False, []
+        self._judged, self._absent, self._undecided = False, [], False
         self.book.begin_poll()
         self.removals.begin_poll()
         self.dumps.begin_poll(partial=self.walks.begin_poll())
@@ -179,8 +181,7 @@ class Namespace:
         if not self.entered:
             return
         self.walks.end_poll()
-        if self.dumps.complete and not self.dumps.partial:
-            self.removals.end_poll()
+        self.removals.end_poll(proven=self.dumps.complete and not self.dumps.partial and not self._undecided)
         self.tables.settle()
         self.book.coverage.end_poll()
         self.book.locate()
@@ -224,7 +225,9 @@ class Namespace:
         if self.removals.reliable:
             if found != NO_ANSWER:
                 book.mark_closed(entry, SocketState.TIME_WAIT if found else SocketState.CLOSE)
-        elif (found != NO_ANSWER or entry.absences >= PATIENCE) and not self._evidence.end_recorded(entry.cookie):
+        elif found == NO_ANSWER and entry.absences < PATIENCE:
+            self._undecided = True
+        elif not self._evidence.end_recorded(entry.cookie):
             self._output.count("gone")
             book.give_up(entry)
 

@@ -121,17 +121,15 @@ class Polls:
 
     def proceed(self) -> None:
         """Continue as far as possible without waiting."""
-        if self._output.repair_wanted:
-            self._repair()
         if self._stage is _Stage.SETUP and self.settled:
             self._begin(1)
         if self._stage is _Stage.GATHERING and self._gathered:
             self._search()
         if self._stage is _Stage.ANNOUNCING:
             self._announce()
-        if self._stage is _Stage.IDLE and self._news:
+        if self._output.repair_wanted or (self._stage is _Stage.IDLE and self._news):
             self._repair()
-        elif self._stage is not _Stage.GATHERING:
+        if self._stage is not _Stage.GATHERING:
             self._cgroups.ask()
 
     @property

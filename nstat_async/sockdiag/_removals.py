@@ -25,6 +25,9 @@ from ._rows import RowFormats, info_of
 from ._setup import ChannelPurpose, Role
 from ._source import Source
 
+MOST_REPAIRS = 3
+"""Most polls outside the interval that follow one which repaired nothing."""
+
 _GROUPS = {
     (AF_INET, IPPROTO_TCP): DiagGroup.TCP4_DESTROY,
     (AF_INET6, IPPROTO_TCP): DiagGroup.TCP6_DESTROY,
@@ -61,6 +64,8 @@ class RemovalSource(Source):
         """Notifications were lost, and no dump has repaired that yet."""
         self._congested = False
         self._repairing = False
+        self._repairs = 0
+        """How many polls were to repair the last loss, and did not."""
 
     # -- what is missing
 
@@ -73,10 +78,16 @@ class RemovalSource(Source):
         """A poll begins, which can repair earlier losses."""
         self._repairing = not self._congested
 
-    def end_poll(self) -> None:
-        """A complete poll ended."""
-        if self._repairing:
+    def end_poll(self, *, proven: bool) -> None:
+        """A poll ended; `proven`: it had every socket, or proved that there is no such socket.
+
+        One that did not is followed by another one soon, a few times: maybe no other comes.
+        """
+        if self._repairing and proven:
             self._lossy = False
+        elif self._repairing and self._lossy and self._repairs < MOST_REPAIRS:
+            self._repairs += 1
+            self.output.repair_wanted = True
 
     def opened(self, receive_buffer: int | None) -> None:
         super().opened(receive_buffer)
@@ -97,7 +108,7 @@ class RemovalSource(Source):
             self.close()
             return
         self._lossy = self._congested = True
-        self._repairing = False
+        self._repairing, self._repairs = False, 0
         self.output.count("overruns")
         detail = "notifications of destroyed sockets were lost; the next dump repairs the state"
         self.output.lose(LossCause.KERNEL_BUFFER, detail)

@@ -10,6 +10,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, kinds, polls, re
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import TcpState
 from nstat_async.sockdiag import SocketState, iterate_messages
+from nstat_async.sockdiag._removals import MOST_REPAIRS
 
 
 def test_closed_and_held_is_not_removed(kernel):
@@ -119,6 +120,54 @@ def test_a_poll_that_is_not_complete_repairs_nothing(connected):
     connected.close(1, tell=False)
     connected.wait(1.0)
     assert [e.flow.id for e in removals(connected.events)] == ["c1"]
+
+
+def lossy(*, closed=True):
+    """A kernel whose removals were lost, maybe that of its only connection, and where no poll comes by itself."""
+    kernel = FakeKernel(interval=None)
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    if closed:
+        kernel.close(1, tell=False)
+    kernel.lose_removals()
+    return kernel
+
+
+def end_of_repairs(kernel):
+    """Let the polls come that are to repair the loss, until none comes any more; how many came."""
+    before = len(polls(kernel.events))
+    while (due := kernel.session.next_deadline()) is not None:
+        kernel.wait(due - kernel.now)
+    return len(polls(kernel.events)) - before
+
+
+def test_a_poll_that_repaired_nothing_is_followed_by_another_where_no_other_comes():
+    """A dump that failed once does not keep a flow in the book that is gone."""
+    kernel = lossy()
+    kernel.during_dump = lambda: kernel.session.channel_failed(0, errno.ENOBUFS, kernel.now)
+    assert end_of_repairs(kernel) == 2
+    assert [e.flow.id for e in removals(kernel.events)] == ["c1"]
+
+
+def test_a_poll_whose_look_up_had_no_answer_repaired_nothing():
+    kernel = lossy()
+    kernel.silent.add(3)
+    kernel.wait(0.2)
+    kernel.silent.clear()
+    assert end_of_repairs(kernel) == 2
+    assert [e.flow.id for e in removals(kernel.events)] == ["c1"]
+
+
+def test_polls_that_repair_nothing_come_to_an_end():
+    kernel = lossy(closed=False)
+    kernel.refused[0, 6] = errno.EBUSY
+    assert end_of_repairs(kernel) == 1 + MOST_REPAIRS
+    kernel.lose_removals()
+    assert end_of_repairs(kernel) == 1 + MOST_REPAIRS
+    kernel.refused.clear()
+    kernel.close(1, tell=False)
+    kernel.poll()
+    assert [e.flow.id for e in removals(kernel.events)] == ["c1"], "nor is it taken for repaired"
 
 
 def test_no_repair_before_the_queue_is_empty(connected):
