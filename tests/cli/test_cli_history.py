@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import conversations
+import forked
 import pytest
 from support import PYTHON, run, run_json
 
@@ -164,7 +165,7 @@ def test_what_was_counted_is_written_when_it_is_stopped(stop, tmp_path):
         server.start()
         command = [PYTHON, "-m", "nstat_async", "history", path, "--record", "--interval", "0.1"]
         command += ["--backend", f"unix:{socket}", "--kernel", kernel.name]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        process = forked.Popen(command, stderr=subprocess.PIPE)
         end = time.monotonic() + 120
         while _polls(kernel) < 2 and time.monotonic() < end:
             time.sleep(0.02)

@@ -13,6 +13,7 @@ import threading
 import time
 
 import conversations
+import forked
 import pytest
 from support import PYTHON, run, run_json
 
@@ -117,7 +118,7 @@ def test_processes_stopped_by_a_signal_still_prints_its_table(served):
     kernel, options = served
     flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000)
     command = [PYTHON, "-m", "nstat_async", "processes", "--json", "--include-history", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not reported(kernel):
         assert time.monotonic() < deadline
@@ -133,7 +134,7 @@ def test_processes_prints_a_table_at_each_interval(served):
     kernel, options = served
     kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1)
     command = [PYTHON, "-m", "nstat_async", "processes", "--every", "0.1", "--interval", "0.05", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline()]
         while lines[-1] and sum("PROCESS" in line for line in lines) < 3:
             lines.append(process.stdout.readline())

@@ -11,6 +11,7 @@ import time
 
 import anyio
 import conversations
+import forked
 import pytest
 from support import PYTHON, run
 
@@ -113,7 +114,7 @@ def test_a_non_blocking_standard_output_gets_everything(arguments, tmp_path):
     os.set_blocking(writing, False)
     if sys.platform == "linux":
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # much less than what comes
-    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
+    with forked.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
         os.close(writing)
         first = os.read(reading, 1)
         time.sleep(0.3)  # so that the pipe is full meanwhile; what is right is right without it

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import conversations
+import forked
 import pytest
 from support import PYTHON, run
 
@@ -30,7 +31,7 @@ def _command(*arguments: object) -> list[str]:
 
 
 def _run(*arguments: object, **options) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(_command(*arguments), capture_output=True, timeout=120, check=False, **options)
+    return forked.run(_command(*arguments), **options)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_wrong_usage_is_status_2(arguments, capfd):
 
 
 def test_a_recording_ends_with_status_0_and_silence_on_stderr(recording):
-    done = _run("replay", recording, "--json")
+    done = subprocess.run(_command("replay", recording, "--json"), capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert {"flow_added", "flow_updated", "flow_removed"} <= set(events)
@@ -111,7 +112,7 @@ def test_a_reader_that_goes_away_is_the_end_and_no_failure(command, recording):
     content = recording.read_bytes()
     head, _, rest = content.partition(b"\n")
     recording.write_bytes(head + b"\n" + rest * 40)
-    process = subprocess.Popen(_command(command, recording), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked.Popen(_command(command, recording), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(120) == 0
@@ -123,7 +124,7 @@ def test_a_reader_that_goes_away_between_two_lines_leaves_no_noise_at_exit(recor
     """What could not be written is not tried again, and complained about, when the interpreter ends."""
     header, *lines = recording.read_bytes().splitlines(keepends=True)
     line = next(line for line in lines if b"from_kernel" in line)
-    process = subprocess.Popen(
+    process = forked.Popen(
         _command("messages", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdin.write(header + line)
@@ -163,7 +164,7 @@ def test_a_full_disk_is_one_line_and_status_1(recording):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(_command("messages", recording), stdout=full, stderr=subprocess.PIPE, check=False)
+        done = forked.run(_command("messages", recording), stdout=full)
     assert done.returncode == 1
     assert b"No space left" in done.stderr
     assert done.stderr.count(b"\n") == 1
@@ -175,12 +176,15 @@ def _next_line(process: subprocess.Popen[bytes], seconds: float = 120) -> bytes:
     return process.stdout.readline()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_watch_with_status_0(number):
+@pytest.mark.parametrize(
+    ("number", "start"),
+    [(signal.SIGINT, subprocess.Popen), (signal.SIGTERM, forked.Popen), (signal.SIGHUP, forked.Popen)],
+)
+def test_a_signal_ends_watch_with_status_0(number, start):
     """Each line is there as it happens; Ctrl-C, SIGTERM and the end of the terminal are a normal end."""
     command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
     ours = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, which a command would inherit
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     signal.signal(number, ours)
     assert json.loads(_next_line(process))["v"] == 1
     process.send_signal(number)
@@ -192,7 +196,7 @@ def test_a_signal_ends_watch_with_status_0(number):
 def test_a_signal_ends_a_command_that_waits_for_the_writer_of_a_pipe(words, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     command = _command(*words, "--backend", f"replay:{tmp_path / 'pipe'}")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while True:
         with contextlib.suppress(OSError):  # until somebody reads it
             writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
@@ -211,7 +215,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(number):
     before = signal.signal(number, signal.SIG_IGN)
     try:
         command = _command("watch", "--backend", "emulated", "--interval", "0.1", "--json")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process = forked.Popen(command, stdout=subprocess.PIPE)
     finally:
         signal.signal(number, before)
     _next_line(process)
@@ -239,11 +243,11 @@ def test_a_quiet_watch_ends_when_its_reader_goes_away(tmp_path):
     script = tmp_path / "script"
     script.write_text('{"do": "open", "flow": "a", "remote": "198.51.100.7:443"}\n')
     path = tmp_path / "s"
-    server = subprocess.Popen(_command("emulate", "--listen", path, "--script", script), stderr=subprocess.PIPE)
+    server = forked.Popen(_command("emulate", "--listen", path, "--script", script), stderr=subprocess.PIPE)
     try:
         assert b"listens on" in server.stderr.readline()
         command = _command("watch", "--backend", f"unix:{path}", "--kernel", "xnu-11417.121.6", "--interval", "0.1")
-        watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        watch = forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert b"198.51.100.7:443" in _next_line(watch)
         watch.stdout.close()
         assert watch.wait(120) == 0
@@ -258,7 +262,7 @@ def test_a_quiet_watch_ends_when_its_reader_goes_away(tmp_path):
 
 def test_emulate_serves_a_random_workload_until_stopped(tmp_path):
     path = tmp_path / "s"
-    server = subprocess.Popen(_command("emulate", "--listen", path, "--flows", 30), stderr=subprocess.PIPE)
+    server = forked.Popen(_command("emulate", "--listen", path, "--flows", 30), stderr=subprocess.PIPE)
     try:
         assert b"listens on" in server.stderr.readline()
         done = _run("snapshot", "--json", "--backend", f"unix:{path}", "--kernel", "xnu-11417.121.6")
@@ -274,7 +278,7 @@ def test_emulate_serves_a_random_workload_until_stopped(tmp_path):
 def test_a_terminal_gets_colour(recording):
     near, far = pty.openpty()
     environment = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
-    process = subprocess.Popen(_command("replay", recording), stdout=far, env={**environment, "TERM": "xterm"})
+    process = forked.Popen(_command("replay", recording), stdout=far, env={**environment, "TERM": "xterm"})
     os.close(far)
     out = b""
     with contextlib.suppress(OSError):  # Linux: the other side is closed
@@ -304,7 +308,7 @@ def test_a_terminal_is_told_that_a_command_without_output_counts(words, says, en
     near, far = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [*_command(*words), "--backend", "emulated"]
-    process = subprocess.Popen(command, stdout=far, stderr=far, cwd=tmp_path, env=environment)
+    process = forked.Popen(command, stdout=far, stderr=far, cwd=tmp_path, env=environment)
     os.close(far)
     said = b""
     while not re.search(says, said):
@@ -354,7 +358,8 @@ def test_a_signal_while_the_modules_are_imported_is_a_quiet_end(number, tmp_path
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it, and a child inherits that
     try:
-        done = _run("watch", "--backend", "emulated", env=environment)
+        command = _command("watch", "--backend", "emulated")
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
     finally:
         signal.signal(number, before)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from support import PYTHON, run, run_json
 
@@ -48,7 +49,7 @@ def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple
 
 
 def test_standard_output_takes_a_recording_and_nothing_else(options):
-    process = subprocess.Popen(
+    process = forked.Popen(
         command("record", "-", "--json", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
     assert process.stdout is not None
@@ -58,9 +59,8 @@ def test_standard_output_takes_a_recording_and_nothing_else(options):
     rest, err = stopped(process, lambda: True)
     assert first.startswith(b"\x89NSTAT\r\n")
     assert b"events" in err, "the summary is not among the recording's bytes"
-    played = subprocess.run(
-        command("replay", "-", "--json"), input=first + rest, capture_output=True, timeout=120, check=True
-    )
+    played = forked.run(command("replay", "-", "--json"), input=first + rest)
+    assert played.returncode == 0
     events = [json.loads(line) for line in played.stdout.splitlines()]
     assert "curl" in {e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"}
     assert not [e for e in events if e["event"] == "events_lost"]
@@ -76,7 +76,7 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(options):
     os.set_blocking(writing, False)
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     full = os.write(writing, bytes(4096))
-    process = subprocess.Popen(command("record", "-", *options), stdout=writing, stderr=subprocess.PIPE)
+    process = forked.Popen(command("record", "-", *options), stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     with open(reading, "rb", buffering=0) as pipe:
         time.sleep(1.5)  # until it has begun; when that takes longer the pipe is not full, and nothing is shown
@@ -88,12 +88,13 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(options):
         data += pipe.readall()
     assert process.communicate(timeout=120)[1]
     assert process.returncode == 0
-    played = subprocess.run(command("replay", "-", "--json"), input=data, capture_output=True, timeout=120, check=True)
+    played = forked.run(command("replay", "-", "--json"), input=data)
+    assert played.returncode == 0
     assert not [e for e in map(json.loads, played.stdout.splitlines()) if e["event"] == "events_lost"]
 
 
 def test_a_reader_of_the_recording_that_goes_away_is_the_end_and_no_failure(options):
-    process = subprocess.Popen(command("record", "-", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked.Popen(command("record", "-", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.read(8) == b"\x89NSTAT\r\n"
@@ -110,7 +111,7 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
         return sorted(tmp_path.glob("day.*.nstat"))
 
     def recording(*more: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        return forked.Popen(
             command("record", path, "--rotate-size", "2K", *more, *options),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -155,12 +156,7 @@ def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000));"
     limit += "from nstat_async._cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [PYTHON, "-c", limit, "record", str(tmp_path / "x.nstat"), *options],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    done = forked.run([PYTHON, "-c", limit, "record", str(tmp_path / "x.nstat"), *options])
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert b"File too large" in done.stderr

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 
+import forked
 import httpx
 import pytest
 from support import PYTHON, run
@@ -35,7 +36,7 @@ class _Served:
     def __init__(self, *arguments: str, **environment: str) -> None:
         port = [] if "--unix-socket" in arguments else ["--port", "0"]
         command = [PYTHON, "-m", "nstat_async", "serve", *port, *arguments]
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}
         )
 
