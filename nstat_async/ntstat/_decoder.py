@@ -98,7 +98,7 @@ class Decoder:
         self.datagrams = 0
         self.to_settle = False
         """The last datagram said more than how known flows grew: the client should `settle`."""
-        self._people = dict.fromkeys(("messages", "malformed", "unrecognized"), 0)
+        self._statistics = dict.fromkeys(("messages", "malformed", "unrecognized"), 0)
         self._has_lengths = self.kernel.layout.has_lengths
         self._compile()
 
@@ -165,14 +165,14 @@ class Decoder:
     @property
     def statistics(self) -> dict[str, int]:
         """Counters about the stream, by name."""
-        return {"datagrams": self.datagrams, "bytes": self.bytes, **self._people}
+        return {"datagrams": self.datagrams, "bytes": self.bytes, **self._statistics}
 
     def continue_statistics(self, earlier: Decoder) -> None:
         """This socket replaces another one: continue its counters."""
         self.datagrams += earlier.datagrams
         self.bytes += earlier.bytes
-        for name, value in earlier._people.items():
-            self._people[name] += value
+        for name, value in earlier._statistics.items():
+            self._statistics[name] += value
 
     def decode(self, datagrams: Sequence[bytes], begin: int = 0) -> int:
         """Take in datagrams from `begin` on, up to and including the first one after which the client has to `settle`.
@@ -202,7 +202,7 @@ class Decoder:
                 self.datagrams += index - first
                 self.bytes += size
                 if index == stop:
-                    self._people["messages"] += count
+                    self._statistics["messages"] += count
                     break
             data = datagrams[index]
             index += 1
@@ -274,7 +274,7 @@ class Decoder:
                     asked = True
                 at = end
                 count += 1
-            self._people["messages"] += count
+            self._statistics["messages"] += count
             if at != size or not size:
                 self._decode_rest(data, at)
                 asked = True
@@ -321,11 +321,11 @@ class Decoder:
             self._report_broken(data, defect)
 
     def _handle(self, data: bytes, frame: Frame) -> None:
-        self._people["messages"] += 1
+        self._statistics["messages"] += 1
         kind, _, _, begin, end = frame
         handler = self._handlers.get(kind)
         if handler is None:
-            self._people["unrecognized"] += 1
+            self._statistics["unrecognized"] += 1
             self.emit(Unrecognized(self.table.time, kind, data[begin:end]))
         elif end - begin < self._sizes[kind]:
             name = MESSAGE_NAMES.get(kind, str(kind))
@@ -335,7 +335,7 @@ class Decoder:
             handler(data, frame)
 
     def _report_broken(self, data: bytes, defect: Defect) -> None:
-        self._people["malformed"] += 1
+        self._statistics["malformed"] += 1
         if self.strict:
             raise ProtocolError(defect.reason, offset=defect.begin, raw=data)
         if _log.isEnabledFor(logging.DEBUG):

@@ -126,7 +126,7 @@ class Subscription(Client):
         if silent:
             self.table.emit = _discard
         names = ("requests", "polls", "polls_incomplete", "verifications", "replies_lost", "requests_refused")
-        self._people = dict.fromkeys(names, 0)
+        self._statistics = dict.fromkeys(names, 0)
         self._context = 0
         self._queue: deque[Request] = deque()
         """Requests that the state still has to send."""
@@ -165,8 +165,8 @@ class Subscription(Client):
         return self.state in {State.POLLING, State.VERIFYING}
 
     def statistics(self) -> dict[str, int]:
-        """Counters for people, by name."""
-        return {**super().statistics(), **self._people}
+        """Counters of this control socket, by name."""
+        return {**super().statistics(), **self._statistics}
 
     def opened(self, *, immediate: bool, receive_buffer: int | None) -> None:
         """The channel is open."""
@@ -300,7 +300,9 @@ class Subscription(Client):
         at_once = 1 if self.state in {State.SUBSCRIBING, State.POLLING} else self._singles_at_once
         while len(self._in_flight) < at_once and (request := self._next_request()) is not None:
             if request.purpose not in SINGLE or self._is_open(request):
-                self._people["verifications"] += request.purpose in SINGLE and request.purpose is not Purpose.DESCRIBE
+                self._statistics["verifications"] += (
+                    request.purpose in SINGLE and request.purpose is not Purpose.DESCRIBE
+                )
                 self._send(request, renew=True)
 
     def _next_request(self) -> Request | None:
@@ -329,7 +331,7 @@ class Subscription(Client):
         if request.purpose is Purpose.SUBSCRIBE:
             self.table.phase = Phase.LISTING
         self._in_flight[request.context] = request
-        self._people["requests"] += 1
+        self._statistics["requests"] += 1
         self.outbox.append(request.message.encode(self.kernel.layout, context=request.context))
 
     # --- what each state asks --------------------------------------------------
@@ -344,7 +346,7 @@ class Subscription(Client):
 
     def _begin_poll(self) -> None:
         self.serial += 1
-        self._people["polls"] += 1
+        self._statistics["polls"] += 1
         self._poll_began = self.now
         self._poll_trouble = False
         self.table.begin_poll()
@@ -406,7 +408,7 @@ class Subscription(Client):
             table.emit(EventsLost(table.time, LossCause.GOODBYE, verification.never_seen))
         answered = not verification.unanswered and not self._poll_trouble
         complete = answered and not self.has_gap
-        self._people["polls_incomplete"] += not complete
+        self._statistics["polls_incomplete"] += not complete
         table.phase = Phase.LIVE
         count = self.count_flows() if answered else sum(1 for _ in table.flows())
         table.emit(PollCompleted(table.time, count, complete, self.serial))
@@ -459,7 +461,7 @@ class Subscription(Client):
         if request.purpose in SINGLE:
             self._single_refused(request, errno)
             return
-        self._people["requests_refused"] += 1
+        self._statistics["requests_refused"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._subscription_refused(request, errno)
         elif request.purpose is Purpose.POLL:
@@ -564,7 +566,7 @@ class Subscription(Client):
             self.table.emit(EventsLost(self.table.time, LossCause.SILENCE, None, detail=detail))
 
     def _reply_lost(self, request: Request) -> None:
-        self._people["replies_lost"] += 1
+        self._statistics["replies_lost"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
             if not self.table.terms.suppressed:
