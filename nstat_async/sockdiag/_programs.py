@@ -127,7 +127,7 @@ class Programs:
         evidence: ProgramEvidence,
         mode: Ebpf,
         *,
-        remotes: bool = False,
+        remotes: bool,
     ) -> None:
         self.ring, self.maps = RingSource(output, self), MapsSource(output, self)
         self.sources: tuple[Source, ...] = (self.ring, self.maps)
@@ -215,9 +215,8 @@ class Programs:
         evidence.books.update((cookie, book) for cookie, book in pairs if cookie is not None)
         if self._remotes_wanted:
             self.remotes.watch()
-        if not self._output.following:
-            for source in self.sources:
-                source.open()
+        for source in self.sources:
+            source.open()
 
     def _refuse_remotes(self) -> None:
         """Say why there are no remotes of UDP sockets, if there are none."""

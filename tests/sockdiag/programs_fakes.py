@@ -75,6 +75,8 @@ class Programs(FakeKernel):
         self.flows: dict[int, FlowRow] = {}
         self.lost = Statistics(0, 0, 0, 0, 0, 0, 1, 0)
         self.asked: list[Operation] = []
+        self.requests: list[tuple[Operation, tuple[int, ...], bytes]] = []
+        """The same, with what they are about."""
         self.maps_are_silent = False
         self.processes_are_gone = False
         """Nothing is known of them but what records have."""
@@ -97,6 +99,7 @@ class Programs(FakeKernel):
         if isinstance(command, Send) and command.channel == MAPS:
             operation, cookies, body = decode_request(command.data)
             self.asked.append(operation)
+            self.requests.append((operation, cookies, body))
             if not self.maps_are_silent:
                 self._answer_maps(operation, cookies, body)
         elif isinstance(command, OpenChannel) and command.channel in {RING, MAPS}:

@@ -10,6 +10,7 @@ from ebpf_records import datagram_record, record
 from programs_fakes import (
     BORN,
     GRANTED,
+    MAPS,
     PORTS,
     REMOTE,
     Programs,
@@ -26,10 +27,10 @@ from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, RemovalReason
 from nstat_async._model import Direction, Outcome, TcpState, Visibility
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Flag, Kind, Operation, Tier
+from nstat_async.ebpf import FLOW, OWNER, Flag, FlowRow, Kind, Operation, Tier, encode_answer
 from nstat_async.sockdiag import CgroupFacts, DiagAttribute, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
-from nstat_async.sockdiag._program_evidence import REMOVAL_PATIENCE
+from nstat_async.sockdiag._program_evidence import RECORD_PATIENCE, REMOVAL_PATIENCE
 from nstat_async.sockdiag._programs import WALK_SECONDS
 
 
@@ -361,3 +362,51 @@ def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, wa
     kernel.poll()
     assert all(flow.process is not None for flow, _ in kernel.session.flows())
     assert not any("no process" in note for note in kernel.session.capabilities.notes), "a walk named it"
+
+
+def test_datagram_sockets_that_are_older_than_the_programs_are_counted_from_the_walk_on():
+    """Of the namespaces that are watched; a connection counts itself."""
+    kernel = Programs(granted=attrs.evolve(GRANTED, boot_offset=1e6))
+    old = datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS)
+    foreign = owner_row(old._replace(cookie=4), 4)._replace(net_cookie=99)
+    connection = owner_row(record(Kind.OPENED, 6, **PORTS), 6)
+    kernel.held_sockets = [owner_row(old, 3), foreign, connection]
+    kernel.flows[3] = flow_row(old)  # the list that comes next has it
+    kernel.start()
+    ((_, cookies, body),) = [each for each in kernel.requests if each[0] is Operation.ADOPT]
+    adopted = FlowRow(3, *FLOW.unpack(body))
+    assert (cookies, adopted.local_port) == ((3,), 40000)
+    assert 0 <= adopted.first - (kernel.now + 1e6) * 1e9 < 1000, "a recording's clock is some nanoseconds ahead"
+    kernel.requests.clear()
+    for held in ([owner_row(old, 3)], [foreign, connection], []):
+        kernel.held_sockets = held
+        kernel.wait(2 * WALK_SECONDS)
+        kernel.poll()
+    assert Operation.OWNERS in [each[0] for each in kernel.requests]
+    assert Operation.ADOPT not in [each[0] for each in kernel.requests], "it is counted, and the others need not be"
+
+
+def test_a_walk_that_comes_in_parts_has_its_sockets_counted_when_all_are_there():
+    kernel = started()
+    kernel.maps_are_silent = True
+    kernel.wait(2 * WALK_SECONDS)
+    kernel.poll()
+    for cookie, last in ((3, False), (4, True)):
+        row = owner_row(datagram_record(Kind.FIRST_IO, cookie, pid=5, **PORTS), cookie)
+        kernel.feed(encode_answer(Operation.OWNERS, b"", OWNER.pack(*row), last=last), MAPS)
+        kernel.run()
+    assert [each[1] for each in kernel.requests if each[0] is Operation.ADOPT] == [(3, 4)]
+
+
+def test_a_removal_waits_for_its_record_while_records_are_unread():
+    """Its own may be among them: who made a connection that no dump had is in that alone."""
+    kernel = started()
+    connect(kernel, 8)
+    kernel.feed(removal(9).message(final=True), 1)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.run()
+    kernel.now += 2 * RECORD_PATIENCE
+    kernel.session.handle_deadline(kernel.now)
+    assert not flow_events(kernel.run())[1:]
+    (removed,) = removals(kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), closed()))
+    assert (removed.flow.id, removed.flow.process.pid, removed.counts.rx_bytes) == ("c9", 5, 7)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import attrs
 import pytest
 from ebpf_records import datagram_record
-from programs_fakes import GRANTED, PORTS, REMOTE, RING, connect, end, flow_row, started
+from programs_fakes import GRANTED, MAPS, PORTS, REMOTE, RING, Programs, connect, end, flow_row, started
 from sockdiag_fakes import FakeSocket, flow_events, kinds
 
-from nstat_async import EventsLost, UnavailableReason
+from nstat_async import EventsLost, LossCause, UnavailableReason
 from nstat_async._contract import LookupFailed
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Kind, Operation, Tier
+from nstat_async.ebpf import Kind, MapsPurpose, Operation, RingPurpose, SocketType, Tier, encode_answer
 from nstat_async.sockdiag import AttachAnswer
+from nstat_async.sockdiag._programs import MOST_LOOKED_AT, PATIENCE
 
 
 def test_without_the_end_its_counts_are_taken():
@@ -51,9 +52,12 @@ def test_where_nothing_moved_the_maps_rest():
     kernel.lost = kernel.lost._replace(moved=1)
     kernel.poll()
     assert kernel.asked[1:] == [Operation.STATISTICS, Operation.LOOK]
-    kernel.ring(*(datagram_record(Kind.FIRST_IO, number, pid=5, **PORTS) for number in range(8, 8 + 64)))
+    kernel.ring(*(datagram_record(Kind.FIRST_IO, number, pid=5, **PORTS) for number in range(8, 7 + MOST_LOOKED_AT)))
     kernel.poll()
-    assert kernel.asked[3:] == [Operation.STATISTICS, Operation.FLOWS]
+    assert kernel.asked[3:] == [Operation.STATISTICS, Operation.LOOK]
+    kernel.ring(datagram_record(Kind.FIRST_IO, 6, pid=5, **PORTS))
+    kernel.poll()
+    assert kernel.asked[5:] == [Operation.STATISTICS, Operation.FLOWS]
     kernel.lost = kernel.lost._replace(moved=0)
     kernel.wait(61)
     kernel.asked.clear()
@@ -62,22 +66,82 @@ def test_where_nothing_moved_the_maps_rest():
     assert not [e for e in kernel.poll() if isinstance(e, EventsLost)]
 
 
-def test_maps_that_do_not_answer_hold_up_no_poll():
+def test_maps_that_do_not_answer_hold_up_no_poll_for_long():
+    """They have as long for each part of an answer."""
+    kernel = started()
+    kernel.wait(10.0)
+    kernel.maps_are_silent = True
+    assert "PollCompleted" not in kinds(kernel.poll())
+    assert "PollCompleted" not in kinds(kernel.wait(0.75 * PATIENCE))
+    kernel.feed(encode_answer(Operation.FLOWS, b"", b"", last=False), MAPS)
+    assert "PollCompleted" not in kinds([*kernel.run(), *kernel.wait(0.75 * PATIENCE)])
+    assert "PollCompleted" in kinds(kernel.wait(0.26 * PATIENCE))
+    assert "ebpf_failures" not in kernel.session.statistics()
+
+
+def test_maps_that_fail_hold_up_no_poll_and_that_is_said():
     kernel = started()
     kernel.maps_are_silent = True
     assert "PollCompleted" not in kinds(kernel.poll())
-    assert "PollCompleted" in kinds(kernel.wait(1.1))
+    kernel.recorded.channel_failed(MAPS, 5, kernel.now)
+    assert "PollCompleted" in kinds(kernel.run())
+    assert any("counts of UDP may be missing" in note for note in kernel.session.capabilities.notes)
+    assert kernel.session.statistics()["ebpf_failures"] == 1
 
 
-def test_a_ring_that_fails_leaves_sock_diag():
+def test_its_two_channels_are_opened_when_it_is_known_that_there_are_programs():
+    for granted, channels in ((GRANTED, [RING, MAPS]), (AttachAnswer(), [])):
+        kernel, opened = Programs(granted=granted), []
+        carry_out = kernel._carry_out
+        kernel._carry_out = lambda command, carry_out=carry_out, opened=opened: (
+            opened.append(getattr(command, "purpose", None)),
+            carry_out(command),
+        )
+        kernel.start()
+        kernel.poll()
+        assert [each.channel for each in opened if isinstance(each, (RingPurpose, MapsPurpose))] == channels
+
+
+def test_ends_of_its_own_sockets_are_no_flows():
+    kernel = started(granted=attrs.evolve(GRANTED, own_cookies=(50,)))
+    for cookie in (50, 51):
+        kernel.feed(FakeSocket(cookie, remote=REMOTE, local_port=cookie, protocol=17).message(final=True), 1)
+    events = [*kernel.run(), *kernel.wait(1.0)]
+    assert {event.flow.id for event in flow_events(events)} == {"c33"}
+
+
+def test_what_no_process_has_is_dropped_from_the_map_after_two_walks():
+    """The end of a packet socket is not seen."""
+    kernel = started(providers=("tcp", "packet"))
+    kernel.flows[41] = flow_row(datagram_record(Kind.FIRST_IO, 41, family=17, protocol=0, type=SocketType.RAW))
+    for _ in range(3):
+        assert Operation.DROP not in kernel.asked
+        kernel.wait(61.0)
+        kernel.poll()
+    assert kernel.requests[-1][:2] == (Operation.DROP, (41,))
+
+
+def test_an_answer_with_an_error_is_counted():
+    kernel = started()
+    kernel.feed(encode_answer(Operation.FLOWS, b"", b"", last=True, errno=12), MAPS)
+    kernel.run()
+    assert kernel.session.statistics()["ebpf_failures"] == 1
+
+
+def test_a_ring_that_fails_leaves_sock_diag_and_a_poll_repairs_what_was_lost():
     kernel = started()
     connect(kernel)
     kernel.recorded.channel_failed(RING, 5, kernel.now)
-    kernel.run()
+    (lost,) = [event for event in kernel.run() if isinstance(event, EventsLost)]
+    assert (lost.cause, lost.detail) == (LossCause.KERNEL_BUFFER, kernel.session.capabilities.ebpf_reason)
+    assert "the ring of eBPF records failed" in lost.detail
     assert kernel.session.capabilities.ebpf == "none"
     assert any("not used any more" in note for note in kernel.session.capabilities.notes)
     (removed,) = flow_events(end(kernel, rx=0))
     assert removed.counts.tx_bytes == 70
+    assert "PollCompleted" in kinds(kernel.wait(1.0)), "though nobody asks for polls"
+    kernel.recorded.channel_failed(RING, 5, kernel.now)
+    assert kernel.run() == [], "said once"
 
 
 @pytest.mark.parametrize(
@@ -95,3 +159,5 @@ def test_what_is_refused_is_said_and_required_or_not(answer, text):
     assert kernel.asked == []
     required = started(granted=answer, mode=Ebpf.REQUIRE)
     assert text in str(required.session.failure)
+    expected = answer.reason if isinstance(answer, AttachAnswer) else UnavailableReason.RESOURCE
+    assert required.session.failure.reason is expected

@@ -151,6 +151,17 @@ def test_remotes_of_a_socket_between_two_polls():
     assert (added.flow.id, removed.counts.tx_bytes, removed.final) == ("c5/1", 9, True)
 
 
+def test_remotes_of_a_socket_that_ended_before_the_first_poll():
+    kernel = Programs(providers=PROVIDERS)
+    kernel.silent.add(2)  # polls wait for addresses
+    kernel.start()
+    kernel.ring(BORN)
+    kernel.peer(SOCKET, ONE, tx_bytes=150, tx_packets=1)
+    assert not remotes(ends(kernel, 150))
+    added, removed = remotes(kernel.wait(1.1))
+    assert (type(added), removed.counts.tx_bytes) == (FlowAdded, 150)
+
+
 def test_an_end_that_came_after_the_list_was_asked_for_waits_for_the_next():
     kernel = began()
     kernel.poll()
@@ -219,7 +230,10 @@ def test_nobody_who_did_not_ask_gets_them():
     kernel.ring(BORN)
     sends(kernel, 10)
     kernel.poll()
+    ends(kernel, 20)
     assert Operation.PEERS not in kernel.asked
+    assert kernel.session._books[0].ended is None, "ends are not kept for them"
+    assert Provider.UDP_SUBFLOW not in kernel.session.capabilities.providers
 
 
 @pytest.mark.parametrize(
@@ -231,6 +245,12 @@ def test_without_the_programs_that_count_packets_they_are_refused(granted, mode,
     (refused,) = [event for event in kernel.events if isinstance(event, ProviderRefused)]
     assert refused.provider is Provider.UDP_SUBFLOW
     assert why in refused.detail
+    kernel.ring(BORN)
+    sends(kernel, 10)
+    kernel.poll()
+    assert Operation.PEERS not in kernel.asked
+    assert Provider.UDP_SUBFLOW not in kernel.session.capabilities.providers
+    assert Provider.UDP_SUBFLOW in watched().session.capabilities.providers
 
 
 def test_they_come_with_udp_only():

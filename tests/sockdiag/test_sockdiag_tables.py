@@ -8,13 +8,13 @@ from typing import Any
 import attrs
 import pytest
 from ebpf_records import datagram_record
-from programs_fakes import GRANTED, Programs, flow_row, owner_row
+from programs_fakes import GRANTED, MAPS, Programs, flow_row, owner_row
 from sockdiag_fakes import flow_events, kinds
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, ProviderRefused
 from nstat_async._events import RemovalReason
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Flag, Kind, Operation, SocketType
+from nstat_async.ebpf import Flag, Kind, Operation, SocketType, encode_answer
 from nstat_async.sockdiag import LinkMessage, RouteMessage, TableRow
 
 RAW = TableRow("raw", 11, 1000, bytes(4), bytes(4), port=89)
@@ -184,6 +184,24 @@ def test_a_socket_that_no_walk_finds_is_known_by_its_inode():
     kernel.asked.clear()
     kernel.poll()
     assert Operation.OWNERS not in kernel.asked
+
+
+def test_a_walk_that_failed_found_nothing_and_proves_nothing():
+    kernel = watched(Ebpf.AUTO)
+    kernel.start()
+    kernel.tables = [PING]
+    answer = kernel._answer_maps
+    failed = encode_answer(Operation.OWNERS, b"", b"", last=True, errno=errno.ENOMEM)
+    kernel._answer_maps = lambda operation, *rest: (
+        kernel.feed(failed, MAPS) if operation is Operation.OWNERS else answer(operation, *rest)
+    )
+    for _ in range(4):
+        kernel.poll()
+    assert not flow_events(kernel.events)
+    kernel._answer_maps = answer
+    kernel.held_sockets = [owner_row(ping(), PING.inode)]
+    kernel.poll()
+    assert [event.flow.id for event in kernel.events if isinstance(event, FlowAdded)] == ["c28"], "it has its cookie"
 
 
 def test_a_packet_socket_ends_by_its_absence_with_its_last_counts():
