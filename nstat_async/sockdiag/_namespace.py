@@ -9,7 +9,10 @@ removal comes later. So the kernel is asked only if removals were lost, or if th
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
+
+import attrs
 
 from .._events import RemovalReason
 from .._options import MonitorOptions
@@ -40,28 +43,50 @@ PATIENCE = 3
 """Polls without a socket after which it is assumed to be gone, if removals were lost and look-ups get no answer."""
 
 
+class Access(enum.Enum):
+    """How a network namespace is watched."""
+
+    ENTERED = enum.auto()
+    """From inside, by requests to its netlink sockets."""
+    PROGRAMS = enum.auto()
+    """From outside, only by what eBPF programs report (`ProgramNamespaces`)."""
+    TABLES = enum.auto()
+    """From outside, only by the tables in ``/proc/PID/net`` (`OutsideTables`)."""
+
+
+@attrs.frozen
+class Shared:
+    """What all network namespaces of a session share."""
+
+    output: Output
+    owners: OwnerSource
+    cgroups: CgroupSource
+    evidence: ProgramEvidence
+    protocols: frozenset[int]
+    """The protocols of the wanted sockets."""
+    options: MonitorOptions
+
+
 class Namespace:
-    """A network namespace that is watched."""
+    """A network namespace that is watched.
+
+    Args:
+        shared: What it shares with the session's other namespaces.
+        number: Its number in the session.
+        identity: Which namespace of the machine it is.
+        access: How it is watched.
+        vital: A permanent failure of its dumps ends the session.
+    """
 
     def __init__(
-        self,
-        output: Output,
-        number: int,
-        identity: NetworkNamespace,
-        owners: OwnerSource,
-        cgroups: CgroupSource,
-        evidence: ProgramEvidence,
-        protocols: frozenset[int],
-        options: MonitorOptions,
-        *,
-        vital: bool,
-        entered: bool,
-        shown: bool = False,
+        self, shared: Shared, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
     ) -> None:
+        output, owners, evidence = shared.output, shared.owners, shared.evidence
+        options, protocols = shared.options, shared.protocols
         links, self._formats = LinkTable(), RowFormats()
         self.number = number
-        self.entered = entered
-        """False: nothing can be requested in it; only eBPF programs (`ProgramNamespaces`) or only tables (`OutsideTables`) report it."""
+        self.entered = access is Access.ENTERED
+        """False: nothing can be requested in it."""
         self.polled = False
         """True once a poll of it began."""
         self.book = Book(
@@ -70,10 +95,10 @@ class Namespace:
             identity,
             links,
             owners,
-            cgroups,
+            shared.cgroups,
             every_update=options.every_update,
             extras=options.extras,
-            dumped=entered,
+            dumped=self.entered,
         )
         self.addresses = AddressSource(output, number, links)
         self.lookups = LookupSource(output, number)
@@ -100,11 +125,11 @@ class Namespace:
             self._formats,
             allowed=allowed,
         )
-        tables = OutsideTables if shown else TableSource
-        read = protocols if entered or shown else frozenset[int]()
+        tables = OutsideTables if access is Access.TABLES else TableSource
+        read = frozenset[int]() if access is Access.PROGRAMS else protocols
         self.tables = tables(output, self.book, evidence, self._formats, read)
         sources = (self.removals, self.addresses, self.lookups, self.dumps)
-        self.sources: tuple[Source, ...] = sources if entered else ()
+        self.sources: tuple[Source, ...] = sources if self.entered else ()
         """The sources, in the order in which their channels are opened."""
         self.pulse = PulseSource(
             output,

@@ -54,7 +54,7 @@ from ._processes import Processes
 from ._reports import counted_report
 from ._rows import RowFormats, encode_row, same_connection
 from ._setup import ProcessFacts
-from ._waiting import Memory, Waiting
+from ._waiting import Memory, Waiting, earliest
 
 REMOVAL_PATIENCE = 0.05
 """Seconds for which the record of an end waits for the removal."""
@@ -507,13 +507,8 @@ class ProgramEvidence:
 
     def deadline(self) -> float | None:
         """When to call `expire`."""
-        earliest: float | None = None
-        for each in (self._recorded, self.removed, self._unseen, self._unannounced):
-            if each:  # most are empty, and this is asked many times a turn
-                due = each.deadline()
-                if due is not None and (earliest is None or due < earliest):
-                    earliest = due
-        return earliest
+        waiting = (self._recorded, self.removed, self._unseen, self._unannounced)
+        return earliest(filter(None, waiting))  # most are empty, and this is asked many times a turn
 
     def expire(self) -> None:
         """Give up what did not come in time."""

@@ -25,7 +25,7 @@ from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._flows import flows_of
-from ._namespace import Namespace
+from ._namespace import Access, Namespace, Shared
 from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
@@ -53,6 +53,7 @@ from ._setup import (
     place_of_channel,
 )
 from ._source import Source
+from ._waiting import earliest
 
 MAX_NAMESPACES = 256
 """Most namespaces that are watched at once."""
@@ -117,6 +118,8 @@ class Session:
         self._processes = Processes(self._output, self._entries)
         self._owners = OwnerSource(self._output, self._processes, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
+        self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
+        self._shared = Shared(self._output, self._owners, self._cgroups, self._evidence, self._protocols, self._options)
         self._namespaces: list[Namespace] = []
         self._gone = CoverageSum()
         """The traffic of namespaces that are gone."""
@@ -125,7 +128,6 @@ class Session:
         self._numbered = 0
         self._rows = 0
         """How many sockets the dumps of namespaces that are gone have reported."""
-        self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
         self._program_namespaces = ProgramNamespaces(self._program_namespace, self._drop_namespace, self._evidence)
         self._spaces = NamespaceSource(
             self._output,
@@ -168,7 +170,7 @@ class Session:
 
     def _add_namespace(self, identity: NetworkNamespace, *, vital: bool = True) -> Namespace:
         number, self._numbered = self._numbered, self._numbered + 1
-        namespace = self._make_namespace(number, identity, vital=vital)
+        namespace = self._make_namespace(number, identity, Access.ENTERED, vital=vital)
         self._add_sources((*namespace.sources, namespace.pulse))
         return namespace
 
@@ -183,31 +185,13 @@ class Session:
         self._timed = [source for source in sources if type(source).deadline is not Source.deadline]
 
     def _program_namespace(self, number: int, identity: NetworkNamespace) -> Namespace:
-        """Make a namespace that is watched from outside."""
-        return self._make_namespace(number, identity, entered=False)
+        """Make a namespace that only eBPF programs report."""
+        return self._make_namespace(number, identity, Access.PROGRAMS)
 
     def _make_namespace(
-        self,
-        number: int,
-        identity: NetworkNamespace,
-        *,
-        vital: bool = False,
-        entered: bool = True,
-        shown: bool = False,
+        self, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
     ) -> Namespace:
-        namespace = Namespace(
-            self._output,
-            number,
-            identity,
-            self._owners,
-            self._cgroups,
-            self._evidence,
-            self._protocols,
-            self._options,
-            vital=vital,
-            entered=entered,
-            shown=shown,
-        )
+        namespace = Namespace(self._shared, number, identity, access, vital=vital)
         self._namespaces.append(namespace)
         return namespace
 
@@ -220,7 +204,7 @@ class Session:
         if self._namespace(found.number) is not None or alike >= MAX_NAMESPACES:
             return
         if not found.entered:
-            self._make_namespace(found.number, found.identity, entered=False, shown=True)
+            self._make_namespace(found.number, found.identity, Access.TABLES)
             return
         self._numbered = found.number
         namespace = self._add_namespace(found.identity, vital=False)
@@ -541,13 +525,7 @@ class Session:
         """When to call `handle_deadline`; `None`: never."""
         if self._output.busy:
             return self._output.now
-        earliest = self._polls.deadline()
-        waiting: tuple[ProgramEvidence | Source, ...] = (self._evidence, *self._timed)
-        for each in waiting:
-            due = each.deadline()
-            if due is not None and (earliest is None or due < earliest):
-                earliest = due
-        return earliest
+        return earliest((self._polls, self._evidence, *self._timed))
 
     def handle_deadline(self, now: float) -> None:
         """Do what is due: the deadline has come or passed."""

@@ -6,8 +6,8 @@ They are ordered dictionaries: a plain one finds its first item by passing all t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 MOST_BEHIND = 5.0
 """Most seconds of further waiting while the other source has unread input."""
@@ -16,6 +16,23 @@ AT_ONCE = 32
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+
+
+class Timed(Protocol):
+    """Something with a deadline."""
+
+    def deadline(self) -> float | None:
+        """Its monotonic time; `None`: there is none now."""
+
+
+def earliest(timed: Iterable[Timed]) -> float | None:
+    """The earliest of their deadlines; `None` if there is none."""
+    first: float | None = None
+    for each in timed:
+        due = each.deadline()
+        if due is not None and (first is None or due < first):
+            first = due
+    return first
 
 
 class Waiting(Generic[Key, Value]):
