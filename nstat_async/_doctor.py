@@ -272,7 +272,9 @@ async def _self_check(monitor: Monitor, name: str) -> Finding:
     began = time.perf_counter()
     async with monitor.subscribe() as stream:
         try:
-            ports = await anyio.to_thread.run_sync(_exchange)
+            # Sockets stay in the network namespace of the thread that made them, and a worker thread may be in another one.
+            with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+                ports = await anyio.to_thread.run_sync(_exchange, listener, client)
         except OSError as error:
             return Finding(f"{name} self-check", Status.WARN, f"loopback does not work here: {error.strerror or error}")
         steps: dict[str, Counts | None] = {}
@@ -308,24 +310,24 @@ def _verdict(name: str, steps: dict[str, Counts | None], seconds: float) -> Find
     return Finding(f"{name} self-check", status, detail, data)
 
 
-def _exchange() -> tuple[int, int]:
-    """A TCP connection over loopback that sends and receives known amounts; returns its two ports."""
+def _exchange(listener: socket.socket, client: socket.socket) -> tuple[int, int]:
+    """Connect over loopback, send and receive known amounts, and close the connection; returns its two ports."""
     sent, received = SELF_CHECK_BYTES
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(2)
-        with socket.create_connection(listener.getsockname(), timeout=2) as client:
-            ports = (client.getsockname()[1], client.getpeername()[1])
-            server, _ = listener.accept()
-            with server:
-                server.settimeout(2)
-                for sender, receiver, size in ((client, server, sent), (server, client, received)):
-                    sender.sendall(b"d" * size)
-                    left = size
-                    while left > 0:
-                        piece = len(receiver.recv(65_536))
-                        if not piece:
-                            raise OSError("the connection ended early")
-                        left -= piece
+    for each in (listener, client):
+        each.settimeout(2)
+    client.connect(listener.getsockname())
+    ports = (client.getsockname()[1], client.getpeername()[1])
+    server, _ = listener.accept()
+    with client, server:
+        server.settimeout(2)
+        for sender, receiver, size in ((client, server, sent), (server, client, received)):
+            sender.sendall(b"d" * size)
+            left = size
+            while left > 0:
+                piece = len(receiver.recv(65_536))
+                if not piece:
+                    raise OSError("the connection ended early")
+                left -= piece
     return ports
 
 

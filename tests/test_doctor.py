@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
 from ntstat_wire import NEWER
+from own_namespace import may_be_apart, own_namespace
 
 from nstat_async import (
     BackendUnavailableError,
@@ -181,10 +184,22 @@ def test_a_kernel_that_never_answers_is_given_up(monkeypatch):
 
 
 def test_the_own_connection_really_moves_its_bytes():
-    near, far = _doctor._exchange()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        near, far = _doctor._exchange(listener, client)
+        assert far == listener.getsockname()[1]
     assert near != far
     assert 0 < near < 65_536
     assert 0 < far < 65_536
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(not may_be_apart(), reason="needs CAP_SYS_ADMIN")
+def test_the_own_connection_is_in_the_monitors_network_namespace_also_if_a_worker_thread_stayed_in_another():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(os.getpid).result()  # it begins here
+        with own_namespace(), socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+            _, far = pool.submit(_doctor._exchange, listener, client).result()
+            assert far == listener.getsockname()[1]
 
 
 SENT, RECEIVED = _doctor.SELF_CHECK_BYTES

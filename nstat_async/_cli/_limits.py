@@ -29,7 +29,7 @@ def unseen(able: Capabilities) -> list[str]:
     if able.backend == "sock_diag" and not able.final_counts:
         parts.append("no ends of flows")
     if able.namespaces_limit is not None:
-        parts.append("some network namespaces only")
+        parts.append("not all network namespaces in full")
     return parts
 
 

@@ -114,10 +114,22 @@ def _net_of_this_thread() -> str:
 
 @attrs.frozen
 class OwnNetwork:
-    """The network namespace of the thread that made this object. A worker thread may be in another one (``setns(2)``)."""
+    """The network namespace of the thread that made this object.
+
+    A worker thread may be in another one: it stays where it is when another thread of its process goes elsewhere (``setns(2)``).
+    """
 
     number: int | None = attrs.field(factory=network_of_this_thread)
     _directory: str = attrs.field(factory=_net_of_this_thread)
+
+    def check_thread(self) -> None:
+        """Check that the calling thread is in this namespace: what it opens is of its own.
+
+        Raises:
+            OSError: It is in another one.
+        """
+        if network_of_this_thread() != self.number:
+            raise OSError(errno.ESTALE, "the monitor needs this thread, which is in another network namespace")
 
     def files(self) -> str:
         """The directory in ``/proc`` that shows the namespace to all threads.

@@ -41,7 +41,7 @@ from .bpfload import NETLINK_SOCK_DIAG, EbpfSettings, namespace_cookie
 from .cgroups import CgroupFinder
 from .channel import SocketChannel
 from .ebpf import EbpfSource
-from .linux import THREAD_NET, device_kind, in_namespace, network_of_this_thread
+from .linux import THREAD_NET, device_kind, in_namespace
 from .namespaces import NamespaceFinder, Watched
 from .processes import ProcessReader, user_names
 from .procfs import ProcessScanner
@@ -118,6 +118,7 @@ class NetlinkTransport:
 
         Raises:
             OSError: It cannot be opened.
+            BackendUnavailableError: It would be of another namespace than the monitor, because the thread went there.
         """
         if not isinstance(purpose, (ChannelPurpose, PulsePurpose)):
             if self._programs is None:
@@ -130,7 +131,13 @@ class NetlinkTransport:
         def make() -> SocketChannel | PulseChannel:
             return self._pulse.open(purpose) if isinstance(purpose, PulsePurpose) else self._make(purpose)
 
-        return make() if namespace is None else in_namespace(namespace, make)
+        if namespace is not None:
+            return in_namespace(namespace, make)
+        try:
+            self._watched.own.check_thread()
+        except OSError as error:
+            raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, str(error.strerror)) from error
+        return make()
 
     def _make(self, purpose: ChannelPurpose) -> SocketChannel:
         routes, removals = purpose.role is Role.ROUTES, purpose.role is Role.REMOVALS
@@ -216,10 +223,11 @@ class NetlinkTransport:
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
         descriptors = self._watched.descriptors
-        if None in descriptors.values() and network_of_this_thread() != self._watched.own.number:
-            # A thread stays in its namespace when its process enters another one.
-            detail = "the thread that looks things up is in another network namespace than the monitor"
-            return AttachAnswer(reason=UnavailableReason.MISSING, detail=detail)
+        if None in descriptors.values():
+            try:
+                self._watched.own.check_thread()
+            except OSError as error:
+                return AttachAnswer(reason=UnavailableReason.MISSING, detail=str(error.strerror))
         cookies = tuple(map(self._cookie_of, descriptors.values()))
         if not any(cookies):
             detail = "this kernel does not number network namespaces (Linux 5.14)"
