@@ -158,9 +158,7 @@ class Writer:
                 self._plans[form] = None if self._full else _plan_of(self._table, form)
             plan = self._plans[form]
         kept.reader, kept.raw, kept.plan = reader, raw, plan
-        kept.program, kept.totals = (None, four) if plan is None else (plan.program, plan.totals(raw))
-        groups = 0 if plan is None else plan.groups
-        kept.groups, kept.texts = [None] * groups, [()] * groups
+        kept.program, kept.state = (None, four) if plan is None else (plan.program, plan.begin(raw))
 
 
 # --- updates of flows --------------------------------------------------------------------------
@@ -180,12 +178,8 @@ class Kept:
     """Writes the next counters; `None`: there is no plan."""
     program: bytes | None = None
     """`Plan.program`, for the C code."""
-    totals: tuple[int, ...] = ()
-    """The counters that were written last and have a delta, in the plan's order or that of a delta."""
-    groups: list[bytes | None] = attrs.field(factory=list)
-    """The other counters, in the groups of the plan."""
-    texts: list[tuple[str, ...]] = attrs.field(factory=list)
-    """The text of each group."""
+    state: tuple[Any, ...] = ()
+    """What was written last, as the plan has it; without a plan the counters that have a delta."""
 
 
 @attrs.frozen(eq=False)
@@ -196,12 +190,12 @@ class Plan:
     """Size of the counters in bytes."""
     program: bytes
     """The pieces of the line, for the C code."""
-    totals: Callable[[bytes], tuple[int, ...]]
-    """Reads the counters that have a delta."""
-    groups: int
-    """Number of groups of the other counters; a group is written together."""
+    head: Callable[[str], str]
+    """Makes the line's beginning of the time; it is the same in all plans of a table."""
+    begin: Callable[[bytes], tuple[Any, ...]]
+    """Makes `Kept.state` of counters: those that have a delta, the bytes of each group of others, and the texts of the groups."""
     write: Callable[[str, bytes, Kept], str | None]
-    """Makes the line of (time, counters, flow); `None` if a total fell."""
+    """Makes the line of (beginning, counters, flow); `None` if a total fell."""
 
 
 _NOWHERE = Place(0, 0)
@@ -239,9 +233,9 @@ def _plan_of(table: FieldTable, form: CountsForm) -> Plan | None:
     ):
         return None
     pieces = list(_pieces(table, form))
-    totals = struct.Struct("<4Q").unpack_from
     program = _HEAD.pack(form.size) + b"".join(map(_encoded, pieces))
-    return Plan(form.size, program, totals, *_update_writer(pieces))
+    opening, flow = pieces[0].before, pieces[1].before
+    return Plan(form.size, program, lambda time: f"{opening}{time}{flow}", *_update_writer(pieces))
 
 
 def _pieces(table: FieldTable, form: CountsForm) -> Iterator[_Piece]:
@@ -271,28 +265,35 @@ def _encoded(piece: _Piece) -> bytes:
     return _PIECE.pack(piece.kind, place.offset, place.parts, place.sample, len(text)) + text
 
 
-def _update_writer(pieces: Sequence[_Piece]) -> tuple[int, Any]:
-    """`Plan.groups` and `Plan.write`: counters that are not totals are in groups; a group is written only if it changed."""
-    line: list[str] = []
+def _update_writer(pieces: Sequence[_Piece]) -> tuple[Any, Any]:
+    """`Plan.begin` and `Plan.write`: counters that are not totals are in groups; a group is written only if it changed.
+
+    A group may be in several places of the line, so it has a text for each of its runs of pieces.
+    """
+    line = ["f'{head}'", "f'{kept.text}'"]
     groups: dict[str, list[list[_Piece]]] = {}
-    for name, run in groupby(pieces, _group_of):
+    for name, run in groupby(pieces[2:], _group_of):
         if not name:
             line += map(_total_source, run)
             continue
         found = groups.setdefault(name, [])
-        line.append(f"f'{{texts[{list(groups).index(name)}][{len(found)}]}}'")
+        line.append(f"f'{{t{list(groups).index(name)}_{len(found)}}}'")
         found.append(list(run))
-    names: dict[str, Any] = {f"text{at}": _group_writer(runs) for at, runs in enumerate(groups.values())}
-    names["read"], order = _group_reader([*groups.values()])
-    body = [f"n0, n8, n16, n24, {''.join(f'g{at}, ' for at in order)} = read(raw)", "o0, o8, o16, o24 = kept.totals",
+    read, order = _group_reader([*groups.values()])
+    texts = "".join(f"t{at}_{number}, " for at, runs in enumerate(groups.values()) for number in range(len(runs)))
+    before, now = ["".join(f"{name}{at}, " for at in range(len(groups))) for name in "pg"]
+    body = [f"n0, n8, n16, n24, {''.join(f'g{at}, ' for at in order)} = read(raw)",
+            f"o0, o8, o16, o24, {before}{texts} = kept.state",
             "d0 = n0 - o0; d8 = n8 - o8; d16 = n16 - o16; d24 = n24 - o24",
-            "if d0 < 0 or d8 < 0 or d16 < 0 or d24 < 0: return None",
-            "groups, texts = kept.groups, kept.texts"]  # fmt: skip
-    body += [
-        f"if g{at} != groups[{at}]: groups[{at}], texts[{at}] = g{at}, text{at}(g{at})" for at in range(len(groups))
-    ]
-    body += ["kept.raw, kept.totals = raw, (n0, n8, n16, n24)", f"return {' '.join(line)}"]
-    return len(groups), _function("time, raw, kept", body, names)
+            "if d0 < 0 or d8 < 0 or d16 < 0 or d24 < 0: return None"]  # fmt: skip
+    names: dict[str, Any] = {"read": read}
+    for at, runs in enumerate(groups.values()):
+        names[f"unpack{at}"], source = _group_writer(at, runs)
+        body += [f"if g{at} != p{at}:", *(f" {each}" for each in source)]
+    body += [f"kept.raw, kept.state = raw, (n0, n8, n16, n24, {now}{texts})", f"return {' '.join(line)}"]
+    nothing = (None,) * len(groups) + ("",) * texts.count(",")
+    totals = struct.Struct("<4Q").unpack_from
+    return lambda raw: totals(raw) + nothing, _function("head, raw, kept", body, names)
 
 
 def _group_of(piece: _Piece) -> str:
@@ -320,25 +321,25 @@ def _group_reader(groups: Sequence[Sequence[Sequence[_Piece]]]) -> tuple[Any, li
 
 def _total_source(piece: _Piece) -> str:
     """Source code that writes a piece of every line."""
-    values = {_TIME: "time", _FLOW: "kept.text", _GROWN: f"d{piece.place.offset}", _END: ""}
-    value = values.get(piece.kind, f"n{piece.place.offset}")
+    value = {_GROWN: f"d{piece.place.offset}", _END: ""}.get(piece.kind, f"n{piece.place.offset}")
     return f"{piece.before!r} f'{{{value}}}'" if value else repr(piece.before)
 
 
-def _group_writer(runs: Sequence[Sequence[_Piece]]) -> Any:
-    """A function that writes a group: a text for each of its runs of pieces."""
+def _group_writer(at: int, runs: Sequence[Sequence[_Piece]]) -> tuple[Any, list[str]]:
+    """Source code that writes a group, and the function for its numbers: a text for each of its runs of pieces."""
     places = sorted({piece.place for run in runs for piece in run})
-    pattern, at = "<", _bytes_of(runs)[0]
+    pattern, end = "<", _bytes_of(runs)[0]
     for place in places:
-        pattern += f"{place.offset - at}x{'Q' if place.size == 8 else 'I'}"
-        at = place.offset + place.size
-    body = [f"{''.join(f'n{place.offset}, ' for place in places)} = unpack(raw)"]
+        pattern += f"{place.offset - end}x{'Q' if place.size == 8 else 'I'}"
+        end = place.offset + place.size
+    body = [f"{''.join(f'n{place.offset}, ' for place in places)} = unpack{at}(g{at})"]
+    body += [f"s{sample} = n{sample}" for sample in sorted({place.sample for place in places if place.parts})]
     body += [
         f"n{place.offset} = n{place.offset} * 1000 // {place.parts} if n{place.offset} and s{place.sample} else 'null'"
         for place in places
         if place.parts
     ]
-    body[1:1] = [f"s{sample} = n{sample}" for sample in sorted({place.sample for place in places if place.parts})]
-    texts = [" ".join(f"{piece.before!r} f'{{n{piece.place.offset}}}'" for piece in run) for run in runs]
-    body.append(f"return {''.join(f'{text}, ' for text in texts)}")
-    return _function("raw", body, {"unpack": struct.Struct(pattern).unpack})
+    for number, run in enumerate(runs):
+        text = " ".join(f"{piece.before!r} f'{{n{piece.place.offset}}}'" for piece in run)
+        body.append(f"t{at}_{number} = {text}")
+    return struct.Struct(pattern).unpack, body

@@ -321,6 +321,9 @@ class JsonFormatter:
     _write_flow: Text = attrs.field(init=False)
     _take: Any = attrs.field(init=False)
     """The C code, where it is used."""
+    _time: float | None = attrs.field(default=None, init=False)
+    _head: str = attrs.field(default="", init=False)
+    """The beginning of an update's line at `_time`, where a plan writes it."""
 
     def __attrs_post_init__(self) -> None:
         self._writer = writer = Writer(self.table, full=self.full)
@@ -384,14 +387,16 @@ class JsonFormatter:
         if report.__class__ is not tuple:
             counts = event.counts
             return self._write_update(event, self._counted(event, counts, counts._translated()))  # noqa: SLF001  # all at once, for speed
-        reader, raw, before = report[0], report[6], report[7]
+        reader, _, _, _, _, _, raw, before = report
         kept, last = self._flows.get(flow.id), None
         if kept is not None and kept.raw is before and kept.reader is reader:  # nearly always
             plan: Plan | None = kept.plan
             if plan is None:
-                last = kept.totals
+                last = kept.state
             elif kept.flow is flow and len(raw) == plan.size:
-                line = plan.write(self._writer.number(event.time), raw, kept)
+                if event.time is not self._time:  # many events in a row have the same
+                    self._time, self._head = event.time, plan.head(self._writer.number(event.time))
+                line = plan.write(self._head, raw, kept)
                 if line is not None:
                     return line
         counts = reader.counts(raw)  # not `event.counts`, which the event would keep
