@@ -50,7 +50,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
     """
     if not os.path.isdir("/proc/self/fd"):
         return Visibility.NONE, "processes cannot be named: there is no /proc", Visibility.NONE
-    root, sample = os.geteuid() == 0, {1}
+    root, sample = os.geteuid() == 0 and may_look_at(1), {1}  # root of a user namespace may not
     if not root:
         pids = all_pids()
         sample.update(pids[:: len(pids) // SAMPLE + 1])

@@ -116,6 +116,22 @@ def test_a_process_that_got_the_pid_of_one_that_ended_is_another_process(inside)
     assert inside(USED_AGAIN) == [True, True, True, False]
 
 
+ROOT_OF_ITS_OWN = """
+from nstat_async._io.linux import network_of_this_thread, process_visibility
+here = frozenset({network_of_this_thread()})
+os.setgroups([]); os.setgid(65534); os.setuid(65534); ctypes.CDLL(None).prctl(4, 1)
+if ctypes.CDLL(None).unshare(0x10000000):
+    sys.exit("no user namespace")
+with open("/proc/self/uid_map", "w") as ids:
+    ids.write("0 65534 1")
+print(json.dumps([os.geteuid(), process_visibility(here)[0].value]))
+"""
+
+
+def test_root_of_a_user_namespace_is_an_ordinary_user_to_the_processes_outside(inside):
+    assert inside(ROOT_OF_ITS_OWN) == [0, "own"]
+
+
 REFUSED = """
 from nstat_async._io.linux import process_visibility
 def partly():
