@@ -2,7 +2,7 @@
  * counters; what makes objects of frozen classes, announces flows, and writes updates of flows as lines.
  *
  * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_first_rows.py, sockdiag/_flows.py, _io/tables.py,
- * _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
+ * _io/successors.py, _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
  * plain: Python goes on from there. They hold no
  * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
  */
@@ -1924,6 +1924,113 @@ static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 PyDoc_STRVAR(exchange_doc, "exchange(file, requests, count) -> [answer]\n\nAs `_exchange` of _io/glance.py.");
 
+/* --- connections that follow each other in their ports ------------------------------------------------------------- */
+
+#define PORT_STEP 2
+#define PORTS_AHEAD 8
+#define LEAST_ROW 88
+#define ERROR_MESSAGE 2
+#define PORTS_OF_ROW 20
+#define PORTS_OF_REQUEST 24
+#define LONGEST_REQUEST 128
+
+typedef struct {
+    char *rows; /* one behind the other, each with its size in front */
+    size_t size;
+    Py_ssize_t count;
+} Followed;
+
+static int keep_row(Followed *found, const char *row, uint32_t size)
+{
+    char *rows = realloc(found->rows, found->size + sizeof(size) + size);
+    if (rows == NULL)
+        return ENOMEM;
+    found->rows = rows;
+    memcpy(rows + found->size, &size, sizeof(size));
+    memcpy(rows + found->size + sizeof(size), row, size);
+    found->size += sizeof(size) + size;
+    found->count++;
+    return 0;
+}
+
+/* Look up the next ports once; `port` becomes the last one that exists. */
+static int follow_on(int file, const char *request, size_t size, size_t at, unsigned int *port, Followed *found)
+{
+    char requests[PORTS_AHEAD * LONGEST_REQUEST], row[LONGEST_ANSWER];
+    const unsigned int first = *port;
+    int asked = 0;
+    for (unsigned int next = first + PORT_STEP; asked < PORTS_AHEAD && next < 1 << 16; next += PORT_STEP, asked++) {
+        char *one = requests + asked * size;
+        memcpy(one, request, size);
+        one[at] = (char)(next >> 8);
+        one[at + 1] = (char)next;
+    }
+    if (asked && send(file, requests, asked * size, 0) < 0)
+        return errno;
+    for (int number = 0; number < asked; number++) {
+        const ssize_t got = recv(file, row, sizeof(row), 0);
+        if (got < 0)
+            return errno;
+        /* a listener answers for a connection that does not exist, with its own ports */
+        if (got < LEAST_ROW || read16((const uint8_t *)row + 4) == ERROR_MESSAGE ||
+            memcmp(row + PORTS_OF_ROW, requests + number * size + PORTS_OF_REQUEST, 4) != 0)
+            continue;
+        if (keep_row(found, row, (uint32_t)got))
+            return ENOMEM;
+        *port = first + (unsigned int)(number + 1) * PORT_STEP;
+    }
+    return 0;
+}
+
+static PyObject *rows_of(const Followed *found)
+{
+    PyObject *rows = PyList_New(found->count);
+    size_t at = 0;
+    for (Py_ssize_t number = 0; rows != NULL && number < found->count; number++) {
+        uint32_t size;
+        memcpy(&size, found->rows + at, sizeof(size));
+        PyObject *row = PyBytes_FromStringAndSize(found->rows + at + sizeof(size), size);
+        at += sizeof(size) + size;
+        if (row == NULL)
+            Py_CLEAR(rows);
+        else
+            PyList_SET_ITEM(rows, number, row);
+    }
+    return rows;
+}
+
+static PyObject *follow(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    int file;
+    const char *request;
+    unsigned int port;
+    Py_ssize_t size, at, number;
+    if (!PyArg_ParseTuple(arguments, "iy#nIn", &file, &request, &size, &at, &port, &number))
+        return NULL;
+    if (size > LONGEST_REQUEST || size < PORTS_OF_REQUEST + 4 || at < 0 || at + 2 > size) {
+        PyErr_SetString(PyExc_ValueError, "not a request for a socket");
+        return NULL;
+    }
+    Followed found = {NULL, 0, 0};
+    int error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t before = -1; !error && found.count < number && found.count > before;) {
+        before = found.count;
+        error = follow_on(file, request, (size_t)size, (size_t)at, &port, &found);
+    }
+    Py_END_ALLOW_THREADS
+    PyObject *rows = NULL;
+    if (error) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else
+        rows = rows_of(&found);
+    free(found.rows);
+    return rows;
+}
+
+PyDoc_STRVAR(follow_doc, "follow(file, request, at, port, number) -> [answer]\n\nAs `follow` of _io/successors.py, of a socket.");
+
 /* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
 
 typedef struct { /* the array of `Counters.numbers` */
@@ -2048,6 +2155,7 @@ static PyMethodDef functions[] = {{"take_links", take_links, METH_VARARGS, take_
                                   {"inode_at", inode_at, METH_VARARGS, inode_at_doc},
                                   {"size_of", size_of_table, METH_O, size_of_doc},
                                   {"exchange", exchange, METH_VARARGS, exchange_doc},
+                                  {"follow", follow, METH_VARARGS, follow_doc},
                                   {"await_counters", await_counters, METH_VARARGS, await_counters_doc},
                                   {NULL, NULL, 0, NULL}};
 #else

@@ -25,7 +25,7 @@ from .bpfload import NETLINK_SOCK_DIAG
 from .budget import SHARE, Budget
 from .counters import CONNECTIONS, DATAGRAMS, Counters
 from .crowds import CROWD, crowded_ports, without_crowds
-from .successors import PORTS_AT, TCP, Successors, cookie_of
+from .successors import PORTS_AT, TCP, Successors, cookie_of, follow
 
 MOST_UNREAD = 16
 """Most reports that may wait to be read; there is no look while there are more."""
@@ -93,7 +93,7 @@ class Glance:
         """Seconds of CPU that the last dump of all connections took."""
         self._unheld: dict[int, bytes] = {}
         """Connections without a known process, by cookie: not accepted yet, or there was no time for a search."""
-        self._successors = Successors(self._ask)
+        self._successors = Successors(self._ask, self._follow)
         self.counters = Counters()
         self._connections = self.counters.connections
         try:
@@ -177,6 +177,11 @@ class Glance:
             part = requests[begin : begin + ONE_BY_ONE]
             answers += exchange(self._socket.fileno(), b"".join(part), len(part))
         return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
+
+    def _follow(self, request: bytes, at: int, port: int, number: int) -> list[bytes]:
+        if follow_compiled is None:
+            return follow(self._ask, request, at, port, number)
+        return follow_compiled(self._socket.fileno(), request, at, port, number)
 
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """Find new connections: by their ports if those are known, and by a dump if some are missing."""
@@ -295,6 +300,8 @@ def _exchange(file: int, requests: bytes, count: int) -> list[bytes]:
 
 
 exchange: Callable[[int, bytes, int], list[bytes]] = getattr(speedups, "exchange", _exchange)
+follow_compiled: Callable[[int, bytes, int, int, int], list[bytes]] | None = getattr(speedups, "follow", None)
+"""As `follow`, of a socket; in one go, without the interpreter's lock."""
 
 
 @functools.lru_cache(maxsize=64)

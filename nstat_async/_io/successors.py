@@ -9,7 +9,7 @@ a dump is needed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable
 
 import attrs
 
@@ -17,13 +17,13 @@ from ..sockdiag._lookups import lookup_request
 from ..sockdiag._messages import COOKIE_AT
 
 PORTS_AT = 20
-"""Offset of the ports in an ``inet_diag_msg``; in a request, 4 later."""
+"""Offset of the ports in an ``inet_diag_msg``."""
+_LATER = 4
+"""So much later they are in a request."""
 TCP = 6
 
 STEPS = range(2, 17, 2)
 """Distances from a port to the possible next ones."""
-MOST_AT_ONCE = 32
-"""Most ports that are asked for at once, if several connections are missing."""
 NEAR = 128
 """The next port is searched for only if the last two ports were at most this far apart."""
 MOST_TRIED = 4
@@ -33,44 +33,65 @@ _STATE_AT, _TIME_WAIT = 17, 6
 _PORTS = struct.Struct(">HH")
 _COOKIE = struct.Struct("=Q")
 
+_NOWHERE = -0xFFFF
+"""No port is near to it."""
+
 Key = tuple[int, int, int, bytes]
 """Family, ports (0: the one that varies), addresses."""
+Ask = Callable[[list[bytes]], list[bytes]]
+"""Looks sockets up by these requests, and returns the messages of those that exist."""
+Follow = Callable[[bytes, int, int, int], list[bytes]]
+"""See `follow`."""
 
 
-@attrs.frozen
+@attrs.define
 class _Last:
     """The last connection between two ends, of which one port varies."""
 
     port: int
     message: bytes
+    """Of any of their connections."""
     lasting: bool = False
     """True if some were seen in TIME_WAIT: the kernel still knows connections that are over."""
+    _request: bytes = b""
+
+    def request(self) -> bytes:
+        """Looks up any of their connections, once its port is put in."""
+        self._request = self._request or lookup_request(self.message, TCP, exact=False).encode()
+        return self._request
 
 
 class Successors:
     """Remembers the ports of the last connections.
 
     Args:
-        ask: Looks sockets up by these requests, and returns the messages of those that exist.
+        ask: Looks sockets up by these requests.
+        follow: Looks up what follows a port (`follow`).
     """
 
-    def __init__(self, ask: Callable[[list[bytes]], list[bytes]]) -> None:
+    def __init__(self, ask: Ask, follow: Follow) -> None:
         self._ask = ask
+        self._follow = follow
         self._steady: dict[Key, _Last] = {}
         """Pairs of ends whose last two ports were near, so that more will follow; the newest is the last."""
         self._others: dict[Key, _Last] = {}
-        """Pairs of ends that had only one connection, or whose ports jump; a client's end of each connection is among them."""
+        """Pairs of ends that had only one connection, or whose ports jump."""
 
     def learn(self, message: bytes) -> None:
         """Remember a new connection: either port may be the client's."""
-        over = message[_STATE_AT] == _TIME_WAIT
-        for key, port in _keys(message):
-            before = self._steady.pop(key, None) or self._others.pop(key, _NONE)
-            near = abs(port - before.port) <= NEAR
-            table = self._steady if near else self._others
-            table[key] = _Last(max(port, before.port) if near else port, message, before.lasting or over)
-            if len(table) > MOST_REMEMBERED:
-                del table[next(iter(table))]
+        for key in _keys(message):
+            self._see(key, message)
+
+    def _see(self, key: Key, message: bytes) -> None:
+        port = _port_of(key, message)
+        last = self._steady.pop(key, None) or self._others.pop(key, None) or _Last(_NOWHERE, message)
+        near = abs(port - last.port) <= NEAR
+        last.port = max(port, last.port) if near else port
+        last.lasting |= message[_STATE_AT] == _TIME_WAIT
+        table = self._steady if near else self._others
+        table[key] = last
+        if len(table) > MOST_REMEMBERED:
+            del table[next(iter(table))]
 
     def forget(self, servers: Container[int]) -> None:
         """Forget the connections of servers with these ports: many were opened that nobody will find by the last one's port."""
@@ -79,55 +100,64 @@ class Successors:
                 del table[key]
 
     def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
-        """Find connections that are not `known` by their cookies, until they explain `number` counted ones; and how many they do."""
+        """Find connections that are not `known` by their cookies, until they explain `number` counted ones; and how many they do.
+
+        A connection with both ends here is counted twice: also if one end is in TIME_WAIT, where the other one is gone.
+        """
         found: list[bytes] = []
         counted = 0
-        steady = list(reversed(self._steady))
-        steady.sort(key=lambda key: not self._steady[key].lasting)  # the others have gaps
-        for key in steady[:MOST_TRIED]:
-            while counted < number and (rows := self._after(key, number - counted)):
-                new = [row for row in (*rows, *self._other_ends(rows)) if cookie_of(row) not in known]
-                found += new
-                counted += sum(map(self._ends_of, new))
+        steady = list(reversed(self._steady.items()))
+        steady.sort(key=lambda pair: not pair[1].lasting)  # the others have gaps
+        for key, last in steady[:MOST_TRIED]:
+            if counted >= number:
+                break
+            mirrored = _mirrored(key)
+            other = self._steady.get(mirrored) or self._others.get(mirrored)
+            ends = 1 if other is None else 2
+            rows = self._follow(last.request(), _varying(key), last.port, (number - counted + ends - 1) // ends)
+            self._see_all(key, rows)
+            if other is not None:  # their ports have gaps where connections are over
+                ports = [_port_of(key, row) for row in rows if row[_STATE_AT] != _TIME_WAIT]
+                others = look_up(self._ask, other.request(), _varying(mirrored), ports)
+                self._see_all(mirrored, others)
+                rows += others
+            new = [row for row in rows if cookie_of(row) not in known]
+            found += new
+            counted += sum(ends if row[_STATE_AT] == _TIME_WAIT else 1 for row in new)
         return found, counted
 
-    def _other_ends(self, rows: list[bytes]) -> Iterator[bytes]:
-        """The other ends, if earlier ones were on this machine, too; their ports have gaps where connections are over."""
-        wanted = [row for row in rows if row[_STATE_AT] != _TIME_WAIT and self._has_other_end(row)]
-        requests = [lookup_request(row, TCP, exact=False, mirrored=True).encode() for row in wanted]
-        ends = {_keys(row, mirrored=True) for row in wanted}
-        for row in self._ask(requests) if requests else ():
-            if _keys(row) in ends:  # a listener answers for connections that do not exist
-                self.learn(row)
-                yield row
-
-    def _has_other_end(self, row: bytes) -> bool:
-        return any(key in self._steady or key in self._others for key, _ in _keys(row, mirrored=True))
-
-    def _ends_of(self, row: bytes) -> int:
-        """How often a connection was counted: if both ends were here and one is in TIME_WAIT, the other one is gone."""
-        return 2 if row[_STATE_AT] == _TIME_WAIT and self._has_other_end(row) else 1
-
-    def _after(self, key: Key, number: int) -> list[bytes]:
-        """The connections with the next ports of this pair, if `number` are missing."""
-        last = self._steady.get(key)
-        if last is None:  # those that were found before replaced it
-            return []
-        request = lookup_request(last.message, TCP, exact=False).encode()
-        head, behind = request[: PORTS_AT + 4], request[PORTS_AT + 8 :]
-        _, local, remote, _ = key
-        first, most = last.port + STEPS.start, min(max(len(STEPS), 3 * number), MOST_AT_ONCE)
-        ports = range(first, min(first + most * STEPS.step, 1 << 16), STEPS.step)
-        rows = self._ask([head + _PORTS.pack(local or port, remote or port) + behind for port in ports])
-        # A listener answers for connections that do not exist, with its own ports.
-        next_ones = [row for row in rows if dict(_keys(row)).get(key, 0) > last.port]
-        for row in next_ones:
-            self.learn(row)
-        return next_ones
+    def _see_all(self, key: Key, rows: list[bytes]) -> None:
+        for row in rows:
+            self._see(key, row)
 
 
-_NONE = _Last(-0xFFFF, b"")
-"""Stands for "no connection before": no port is near to it."""
+def follow(ask: Ask, request: bytes, at: int, port: int, number: int) -> list[bytes]:
+    """Look up the sockets with the ports that may come next, and so on behind each that exists.
+
+    Args:
+        ask: Looks sockets up.
+        request: Looks one of them up.
+        at: Offset of the port that varies, in the request.
+        port: The last one that is known.
+        number: How many are wanted; some more may be found.
+    """
+    found: list[bytes] = []
+    while len(found) < number:
+        ports = range(port + STEPS.start, min(port + STEPS.stop, 1 << 16), STEPS.step)
+        rows = look_up(ask, request, at, ports)
+        if not rows:
+            break
+        found += rows
+        port = int.from_bytes(rows[-1][at - _LATER : at - _LATER + 2], "big")
+    return found
+
+
+def look_up(ask: Ask, request: bytes, at: int, ports: Iterable[int]) -> list[bytes]:
+    """The sockets that exist with these ports at this place. A listener, which answers for those that do not, is none of them."""
+    head, behind = request[:at], request[at + 2 :]
+    requests = [head + port.to_bytes(2, "big") + behind for port in ports]
+    wanted = {each[PORTS_AT + _LATER : PORTS_AT + _LATER + 4] for each in requests}
+    return [row for row in ask(requests) if row[PORTS_AT : PORTS_AT + 4] in wanted]
 
 
 def cookie_of(message: bytes) -> int:
@@ -136,10 +166,26 @@ def cookie_of(message: bytes) -> int:
     return cookie
 
 
-def _keys(message: bytes, *, mirrored: bool = False) -> tuple[tuple[Key, int], tuple[Key, int]]:
-    """Two keys, each with the port that it leaves out: the local port, then the remote one; of the other end if `mirrored`."""
+def _keys(message: bytes) -> tuple[Key, Key]:
+    """Two keys, each without a port: the local one, then the remote one."""
     local, remote = _PORTS.unpack_from(message, PORTS_AT)
     family, addresses = message[16], message[PORTS_AT + 4 : PORTS_AT + 36]
-    if mirrored:
-        local, remote, addresses = remote, local, addresses[16:] + addresses[:16]
-    return ((family, 0, remote, addresses), local), ((family, local, 0, addresses), remote)
+    return (family, 0, remote, addresses), (family, local, 0, addresses)
+
+
+def _mirrored(key: Key) -> Key:
+    """The key of the other ends."""
+    family, local, remote, addresses = key
+    return family, remote, local, addresses[16:] + addresses[:16]
+
+
+def _varying(key: Key) -> int:
+    """Offset of the port that varies, in a request."""
+    _, local, _, _ = key
+    return PORTS_AT + _LATER + (2 if local else 0)
+
+
+def _port_of(key: Key, row: bytes) -> int:
+    """The port that varies."""
+    at = _varying(key) - _LATER
+    return int.from_bytes(row[at : at + 2], "big")

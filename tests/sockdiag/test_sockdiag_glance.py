@@ -50,6 +50,7 @@ class Kernel:
         self.numbers, self.readings, self.open = None, 0, 2
         monkeypatch.setattr(module, "Counters", lambda: self)
         monkeypatch.setattr(module, "exchange", self.exchange)
+        monkeypatch.setattr(module, "follow_compiled", None)
         self.opened: list[tuple[int, ...]] = []
         """What kinds of sockets."""
         numbers = {"AF_NETLINK": 16, "SOCK_RAW": 3, "SOCK_CLOEXEC": 64, "SOCK_NONBLOCK": 128}

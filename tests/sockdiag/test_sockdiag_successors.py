@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 
@@ -10,7 +11,9 @@ import pytest
 if not sys.platform.startswith("linux"):
     pytest.skip("asks a Linux kernel", allow_module_level=True)
 
-from nstat_async._io.successors import MOST_AT_ONCE, MOST_REMEMBERED, MOST_TRIED, NEAR, STEPS, Successors, cookie_of
+from nstat_async._io import glance
+from nstat_async._io.successors import MOST_REMEMBERED, MOST_TRIED, NEAR, STEPS, Successors, cookie_of, follow
+from nstat_async.sockdiag import DiagRequest
 
 ESTABLISHED, TIME_WAIT, LISTEN = 1, 6, 10
 HERE, THERE = b"\x0a\0\0\x01", b"\x0a\0\0\x02"
@@ -23,7 +26,7 @@ class Kernel:
     def __init__(self):
         self.sockets = {}
         self.asked = 0
-        self.successors = Successors(self.ask)
+        self.successors = Successors(self.ask, self.follow)
 
     def connect(self, port, *, there=HERE, server=SERVER, state=ESTABLISHED):
         """A connection from here; both ends, if the other one is here, too. Of one that is over there is one end."""
@@ -62,6 +65,9 @@ class Kernel:
             if end in self.sockets and each[64:72] in cookies:  # ``sock_diag_check_cookie``
                 answers.append(self.message(end))
         return answers
+
+    def follow(self, *what):
+        return follow(self.successors._ask, *what)
 
     def find(self, number, known=()):
         return self.successors.find(number, known)
@@ -197,20 +203,23 @@ def test_the_other_ends_that_were_found_are_not_looked_for_again(kernel):
     learn(kernel, 2000, 2002)
     for port in range(2004, 2100, 2):
         kernel.connect(port)
+        kernel.asked = 0
         assert kernel.find(2)[1] == 2
+        assert kernel.asked == len(STEPS) + 1, "nor is a further one"
     kernel.asked = 0
     assert kernel.find(1) == ([], 0)
     assert kernel.asked == 2 * len(STEPS), "from each end once"
 
 
-def test_where_many_are_missing_more_ports_are_asked_for_at_once(kernel):
+def test_as_many_ports_are_asked_for_as_lead_to_what_is_missing(kernel):
+    """Eight at once, behind the last connection that exists, and none once all are found."""
     learn(kernel, 2000, 2002, there=THERE)
     new = [message for port in range(2010, 2180, 10) for message in kernel.connect(port, there=THERE)]
     questions, ask = [], kernel.ask
     kernel.successors._ask = lambda requests: questions.append(len(requests)) or ask(requests)
     assert kernel.find(len(new)) == (new, len(new))
-    assert max(questions) == MOST_AT_ONCE
-    assert len(questions) <= 6
+    assert set(questions) == {len(STEPS)}
+    assert len(questions) == len(new)
     (last,) = kernel.connect(2172, there=THERE)
     questions.clear()
     assert kernel.find(1) == ([last], 1)
@@ -219,7 +228,80 @@ def test_where_many_are_missing_more_ports_are_asked_for_at_once(kernel):
     for port in range(2174, 2192, 2):
         kernel.connect(port, there=THERE)
     assert kernel.find(10)[1] == 9
-    assert questions == [30, len(STEPS)], "fewer, once most are found"
+    assert questions == [len(STEPS)] * 3, "the last one for nothing"
+
+
+def test_connections_far_beyond_the_last_one_lead_on_from_there(kernel):
+    learn(kernel, 2000, 2002, there=THERE)
+    many = range(2004, 2004 + 2 * NEAR, 2)
+    for port in many:
+        kernel.connect(port, there=THERE)
+    assert kernel.find(len(many))[1] == len(many)
+    kernel.connect(many.stop, there=THERE)
+    assert kernel.find(1)[1] == 1
+
+
+@contextlib.contextmanager
+def connections(*ports):
+    """Loopback connections from these ports to a server, the server's port, and a socket that asks for them."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.77.0.1", 0)))
+        server = listener.getsockname()[1]
+        for port in ports:
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind(("127.77.0.2", port))
+            client.connect(("127.77.0.1", server))
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        yield server, stack.enter_context(socket.socket(socket.AF_NETLINK, kind, glance.NETLINK_SOCK_DIAG))
+
+
+def in_python(file, *what):
+    def ask(requests):
+        answers = glance._exchange(file, b"".join(requests), len(requests)) if requests else []
+        return [answer for answer in answers if int.from_bytes(answer[4:6], sys.byteorder) != 2]
+
+    return follow(ask, *what)
+
+
+@pytest.mark.parametrize("follow_in", list(dict.fromkeys([glance.follow_compiled or in_python, in_python])))
+@pytest.mark.parametrize("of_server", [False, True], ids=["client's end", "server's end"])
+def test_the_living_kernel_is_asked_for_what_follows_a_port(follow_in, of_server):
+    """Up to 16 higher each time, until enough are found; the listener, which answers for the others, is none of them."""
+    ports = (20_000, 20_002, 20_004, 20_020, 20_036, 20_054)
+    with connections(*ports) as (server, asking):
+        ends = (socket.inet_aton("127.77.0.2"), socket.inet_aton("127.77.0.1"))
+        identity, at = (0, server), 24
+        if of_server:
+            ends, identity, at = ends[::-1], (server, 0), 26
+        identity = b"".join([*(port.to_bytes(2, "big") for port in identity), *(end.ljust(16, b"\0") for end in ends)])
+        request = DiagRequest(socket.AF_INET, 6, socket_id=identity + bytes(4) + b"\xff" * 8, dump=False).encode()
+
+        def following(port, number):
+            rows = follow_in(asking.fileno(), request, at, port, number)
+            return [int.from_bytes(row[at - 4 : at - 2], "big") for row in rows]
+
+        assert following(20_000, 1) == [20_002, 20_004], "what was asked for along with it"
+        assert following(20_000, 3) == [20_002, 20_004, 20_020]
+        assert following(20_000, 100) == [20_002, 20_004, 20_020, 20_036]
+        assert following(20_004, 0) == []
+        assert following(20_054, 5) == []
+        assert following(65_534, 5) == []
+        assert following(65_520, 5) == []
+
+
+@pytest.mark.skipif(glance.follow_compiled is None, reason="the C code is not built")
+def test_what_is_no_request_is_an_error_and_so_is_what_cannot_be_asked():
+    with pytest.raises(ValueError, match="not a request"):
+        glance.follow_compiled(0, bytes(200), 24, 1, 1)
+    with pytest.raises(ValueError, match="not a request"):
+        glance.follow_compiled(0, bytes(72), 71, 1, 1)
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        here.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            glance.follow_compiled(here.fileno(), bytes(72), 24, 1, 1)
+        assert len(there.recv(1000)) == 72 * len(STEPS)
 
 
 @pytest.mark.timeout(20)
