@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 import anyio
 import attrs
+import forked
 import pytest
 from aggregate_events import (
     CURL,
@@ -173,7 +174,7 @@ def test_a_crash_loses_at_most_the_open_bucket(path):
             writer.write()
             print(minute, flush=True)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as child:
+    with forked.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as child:
         for line in child.stdout:
             if int(line) >= 20:
                 break
@@ -392,7 +393,7 @@ for free in range(1, 4):
         os.close(each)
 """
     HistoryWriter(tmp_path / "h.db").close()
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "h.db"], capture_output=True, text=True, check=True)
+    done = forked.run([sys.executable, "-c", script, tmp_path / "h.db"], text=True)
     assert done.stdout
     assert all("cannot be opened: Too many open files" in line for line in done.stdout.splitlines()), done.stdout
 

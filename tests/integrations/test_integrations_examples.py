@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import anyio
+import forked
 import httpx
 import pytest
 
@@ -33,15 +34,8 @@ def load(name):
 
 
 def run(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=ENVIRONMENT,
-    )
-    assert done.stderr == ""
+    done = forked.run([sys.executable, EXAMPLES / f"{name}.py", *arguments], text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -120,7 +114,7 @@ def test_the_quota_example_raises_one_alarm_per_process():
 
 
 def test_the_server_example_serves_a_recording():
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, EXAMPLES / "sse_server.py", "--port", "0", RECORDING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -240,7 +234,7 @@ def test_an_example_ends_well_when_it_is_told_to(name):
         f"sys.argv = [{str(EXAMPLES / (name + '.py'))!r}, *{['--port', '0'] if name == 'sse_server' else []}]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as child:
         lines = iter(child.stdout.readline, "")

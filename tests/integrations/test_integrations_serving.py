@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import anyio
+import forked
 import httpx
 import pytest
 from aggregate_events import FakeMonitor, until
@@ -285,7 +286,7 @@ def test_a_signal_ends_it_quietly(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for number in (signal.SIGTERM, signal.SIGINT):
-        with subprocess.Popen(
+        with forked.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         ) as child:
             url = child.stdout.readline().strip()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from ebpf_records import datagram_record, record
 from programs_fakes import Programs
@@ -37,7 +37,7 @@ BORN = Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH
 def command(*words: Any) -> list[dict[str, Any]]:
     """Lines of a command that an ordinary user runs."""
     argv = [sys.executable, "-c", AS_NOBODY, *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = forked.run(argv, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

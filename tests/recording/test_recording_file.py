@@ -6,10 +6,10 @@ import gzip
 import io
 import os
 import struct
-import subprocess
 import sys
 import threading
 
+import forked
 import pytest
 
 from nstat_async import _errors as errors
@@ -151,7 +151,7 @@ def test_standard_input_is_read(tmp_path):
         "from nstat_async.recording import open_recording\n"
         "with open_recording('-') as r: print(r.info.kernel, sum(1 for _ in r))"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=gzip.compress(native(10)), capture_output=True)
+    done = forked.run([sys.executable, "-c", program], input=gzip.compress(native(10)))
     assert (done.stdout.split(), done.stderr) == ([b"xnu-7195.141.2", b"10"], b"")
 
 
