@@ -28,6 +28,9 @@ from ._model import Counts, Flow
 class NstatError(Exception):
     """Base of everything this library raises on purpose."""
 
+    recorded = False
+    """True if this error ended a recorded run: it is what the replay ends with, too, and nothing is wrong with the recording."""
+
 
 class UsageError(NstatError, ValueError):
     """An argument or a call cannot work, whatever the kernel does."""

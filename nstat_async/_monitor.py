@@ -21,7 +21,7 @@ from . import backends
 from ._buffer import BufferStatistics, EventBuffer
 from ._contract import Backend, Feed, Finishes, KnowsHosts, OpensOutside
 from ._coverage import Coverage
-from ._errors import IncompleteSnapshotError, MonitorClosedError, UsageError
+from ._errors import IncompleteSnapshotError, MonitorClosedError, NstatError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, LossCause, PollCompleted, ProviderRefused
 from ._io.background import BackgroundTask
 from ._model import Capabilities, Counts, Flow, Provider
@@ -407,7 +407,12 @@ async def look_once(
         flow_filter=flow_filter,
     )  # eBPF programs and pulses see what happens later: they add nothing to one moment
     async with monitor:
-        missing = await _complete_poll(monitor, named)
+        try:
+            missing = await _complete_poll(monitor, named)
+        except NstatError as error:
+            if not error.recorded:  # the flows at the end of a recording are wanted, however its run ended
+                raise
+            missing = f"the recorded run failed: {error}"
         return Look(monitor.flows, missing, monitor.capabilities)
 
 

@@ -1,10 +1,19 @@
-/* The hottest loops of the package in C: reports of a Darwin kernel, rows of a Linux dump, tables of descriptors,
- * counters; what makes objects of frozen classes, announces flows, and writes updates of flows as lines.
+/* The hottest loops of the package in C. Each section is the fast version of Python code, which is the reference:
  *
- * The Python code is the reference (ntstat/_decoder.py, sockdiag/_scan.py, sockdiag/_first_rows.py, sockdiag/_flows.py, _io/tables.py,
- * _io/successors.py, _io/counters.py, _making.py, _writing.py). These functions take the same steps on the same objects, and stop at whatever is not
- * plain: Python goes on from there. They hold no
- * state beside what their constructor got (but `Memory`), and never read beyond the bytes that they were given.
+ *     reports of a Darwin kernel     ntstat/_decoder.py
+ *     rows of a Linux dump           sockdiag/_scan.py
+ *     first rows of new sockets      sockdiag/_first_rows.py
+ *     objects of frozen classes      _making.py
+ *     announcements of flows         sockdiag/_flows.py
+ *     JSON lines of updates          _writing.py
+ *     tables of descriptors          _io/tables.py
+ *     look-ups of sockets            _io/glance.py
+ *     what follows a port            _io/successors.py
+ *     counters of the kernel         _io/counters.py
+ *
+ * These functions change the same objects as the Python code does. They handle only the common cases, which the comments
+ * call plain; everything else is left to Python. Between calls they keep caches only. They never read beyond the bytes
+ * that they were given.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -30,8 +39,8 @@
 #endif
 
 #define HEADER_SIZE 16
-#define LONGEST_IDENTITY 1024 /* bytes of a descriptor that make a flow; today's have about 300 */
-#define IDENTITY_SIZE 44      /* of an inet_diag row: family to device */
+#define LONGEST_IDENTITY 1024 /* most bytes of a descriptor that tell flows apart; known kernels have about 300 */
+#define IDENTITY_SIZE 44      /* bytes of an inet_diag row from the family to the interface */
 #define IDENTITY_AT 16
 #define COOKIE_AT 60
 #define REST_AT 80
@@ -42,7 +51,7 @@ static inline uint16_t read16(const uint8_t *at) { uint16_t value; memcpy(&value
 
 /* --- slots of Python objects ---------------------------------------------- */
 
-/* The place of an attribute in instances of a class with __slots__. */
+/* Find the offset of an attribute in instances of a class with __slots__. 0: found; -1: an error. */
 static int find_slot(PyObject *owner, const char *name, Py_ssize_t *place)
 {
     PyObject *descriptor = PyObject_GetAttrString(owner, name);
@@ -67,7 +76,7 @@ static inline void set_slot(PyObject *object, Py_ssize_t place, PyObject *value)
     Py_XDECREF(old);
 }
 
-/* True if two numbers are equal; they mostly are one object. -1: an error. */
+/* True if two numbers are equal; mostly they are the same object. -1: an error. */
 static inline int same_number(PyObject *a, PyObject *b)
 {
     return a == b ? 1 : PyObject_RichCompareBool(a, b, Py_EQ);
@@ -81,9 +90,9 @@ typedef struct {
     Py_ssize_t reference_at, counts_at, counts_size, counts_message, update_size;
     Py_ssize_t growing[4], wrapping_at;
     PyTypeObject *source, *event;
-    Py_ssize_t is_plain, span, identity, reader, raw, totals, report, seen, flow; /* of a source */
+    Py_ssize_t is_plain, span, identity, reader, raw, totals, report, seen, flow; /* slots of a source */
     Py_ssize_t event_time, event_flow, event_report;
-    PyObject *last_reader, *pieces; /* the reader whose pieces of identity are at hand */
+    PyObject *last_reader, *pieces; /* a cache: the last reader, and its attribute `pieces` */
 } Reports;
 
 static PyObject *pieces_name, *no_bytes, *zero, *minus_one;
@@ -150,7 +159,7 @@ static void Reports_dealloc(Reports *self)
     Py_DECREF(type);
 }
 
-/* The hash of the descriptor's bytes that make a flow: that of the pieces joined. 1: got; 0: not here; -1: error. */
+/* Compute the hash of the parts of a descriptor that tell flows apart. 1: computed; 0: left to Python; -1: an error. */
 static int hash_identity(Reports *self, PyObject *reader, const uint8_t *descriptor, Py_ssize_t size, Py_hash_t *hash)
 {
     uint8_t joined[LONGEST_IDENTITY];
@@ -176,7 +185,7 @@ static int hash_identity(Reports *self, PyObject *reader, const uint8_t *descrip
     return 1;
 }
 
-/* True if no counter fell and those that wrap are the same. */
+/* True if no 64-bit counter fell, and the 32-bit counters, which may wrap, did not change. */
 static int has_grown(const Reports *self, const uint8_t *now, const uint8_t *before)
 {
     for (int i = 0; i < 4; i++)
@@ -185,7 +194,7 @@ static int has_grown(const Reports *self, const uint8_t *now, const uint8_t *bef
     return memcmp(now + self->wrapping_at, before + self->wrapping_at, 12) == 0;
 }
 
-/* (reader, datagram, begin, end, end, nanoseconds, counters, counters before) */
+/* What an event keeps of an update: (reader, datagram, begin, end, end, nanoseconds, counters, counters before). */
 static PyObject *report_of_update(PyObject *reader, PyObject *data, Py_ssize_t begin, Py_ssize_t end,
                                   PyObject *nanoseconds, PyObject *raw, PyObject *before)
 {
@@ -198,7 +207,8 @@ static PyObject *report_of_update(PyObject *reader, PyObject *data, Py_ssize_t b
     return report;
 }
 
-/* The same for counters alone: with the samples that no event has had yet, or none (`Source.take_report`). */
+/* The same for a message that has only counters. The first six items are those of the last update if no event has had them
+ * yet, and empty values otherwise (`Source.take_report`). */
 static PyObject *report_of_counts(const Reports *self, PyObject *source, PyObject *reader, PyObject *raw,
                                   PyObject *before)
 {
@@ -216,7 +226,7 @@ static PyObject *report_of_counts(const Reports *self, PyObject *source, PyObjec
     return report;
 }
 
-/* An event without its constructor. Steals the reference to `report`. */
+/* Make an event without calling its constructor. Steals the reference to `report`. */
 static PyObject *make_event(const Reports *self, PyObject *time, PyObject *flow, PyObject *report)
 {
     if (report == NULL)
@@ -238,7 +248,7 @@ typedef struct {
     Py_ssize_t messages;
 } Pass;
 
-/* One message at `at`. Its end; 0: Python is to read it; -1: an error. */
+/* Take in the message at offset `at`. Returns the offset of its end; 0: left to Python; -1: an error. */
 static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssize_t at)
 {
     Py_ssize_t size = PyBytes_GET_SIZE(data);
@@ -296,7 +306,7 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
         PyObject *report = is_update ? report_of_update(reader, data, at + self->update_size, at + length,
                                                         pass->nanoseconds, raw, before)
                                      : report_of_counts(self, source, reader, raw, before);
-        set_slot(source, self->raw, raw); /* `before` is gone */
+        set_slot(source, self->raw, raw); /* this may free `before` */
         set_slot(source, self->totals, Py_NewRef(Py_None));
         Py_DECREF(reader);
         PyObject *event = make_event(self, pass->time, SLOT(source, self->flow), report);
@@ -320,7 +330,7 @@ static Py_ssize_t take_message(Reports *self, Pass *pass, PyObject *data, Py_ssi
 PyDoc_STRVAR(take_doc, "take(datagrams, index, sources, serial, time, time_ns, every, emit)\n--\n\n"
 "Take in plain reports from datagram `index` on.\n\n"
 "Returns:\n    (index, offset, bytes, messages): the datagram and the offset in it at which Python has to go on,\n"
-"    the bytes of the datagrams before, and the messages taken.");
+"    the size of the datagrams before it in bytes, and the number of messages taken in.");
 
 static PyObject *Reports_take(Reports *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -752,23 +762,23 @@ static PyObject *Rows_scan(Rows *self, PyObject *const *arguments, Py_ssize_t co
     }
 }
 
-/* --- sockets that were not known --------------------------------------------- */
+/* --- first rows of new sockets -------------------------------------------- */
 
 #define TCP 6
 #define TIMER_TIME_WAIT 3
-#define CGROUP_HEADER "\x0c\x00\x15\x00" /* length and INET_DIAG_CGROUP_ID, little-endian: elsewhere Python finds it */
-#define SENT_END 216                     /* of tcp_info: behind tcpi_bytes_retrans */
+#define CGROUP_HEADER "\x0c\x00\x15\x00" /* length and INET_DIAG_CGROUP_ID, little-endian; on other machines Python finds it */
+#define SENT_END 216                     /* the end of tcpi_bytes_retrans in tcp_info */
 
 typedef struct {
     PyObject_HEAD
     PyTypeObject *entry, *report, *form;
-    Py_ssize_t *places; /* of an entry, in the order of its defaults */
+    Py_ssize_t *places; /* slots of an entry, in the order of `defaults` */
     PyObject *defaults, *python, *accepted, *opened, *sequence;
     unsigned int behind_fin, before_fin, after_fin, told_by_state, remains; /* sets of states */
-    Py_ssize_t keeper, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* of an entry */
+    Py_ssize_t keeper, protocol, last, seen, changed, state, reading, of_report, direction, weight, cgroup; /* slots of an entry */
     Py_ssize_t over, preexisting;
-    Py_ssize_t values;                                                                                 /* of a report */
-    Py_ssize_t info, info_length, info_header, of_cgroup;                                              /* of a form */
+    Py_ssize_t values;                                    /* slot of a report */
+    Py_ssize_t info, info_length, info_header, of_cgroup; /* slots of a form */
 } EntryMaker;
 
 static int find_slots_of_entry_maker(EntryMaker *self)
@@ -859,7 +869,7 @@ static void EntryMaker_dealloc(EntryMaker *self)
 
 static inline int is_one_of(unsigned int state, unsigned int states) { return state < 32 && states >> state & 1; }
 
-/* Who began a connection, by its sequence numbers: `evidence_of`, where it is sure. NULL: Python has more to weigh. */
+/* The direction of a connection by its sequence numbers, as in `evidence_of`. NULL: not certain, so left to Python. */
 static PyObject *direction_by_numbers(const EntryMaker *self, const uint8_t *row, const uint8_t *info, Py_ssize_t length,
                                       PyObject *listening)
 {
@@ -908,12 +918,12 @@ static PyObject *make_report(const EntryMaker *self, PyObject *values)
         return NULL;
     }
     SLOT(report, self->values) = values;
-    PyObject_GC_UnTrack(values); /* bytes and numbers, as the collector would find */
+    PyObject_GC_UnTrack(values); /* it holds only bytes and numbers, so it is in no cycle */
     PyObject_GC_UnTrack(report);
     return report;
 }
 
-/* Where a row has what its form says. 0: Python is to find it. */
+/* Find tcp_info and the cgroup where the form of the row says that they are. 0: they are not there, so left to Python. */
 static int is_as_expected(const EntryMaker *self, PyObject *pieces, PyObject *message, PyObject *form, Py_ssize_t *info,
                           Py_ssize_t *length, Py_ssize_t *cgroup)
 {
@@ -931,14 +941,15 @@ static int is_as_expected(const EntryMaker *self, PyObject *pieces, PyObject *me
            *cgroup >= REST_AT + 12 && *cgroup + 8 <= size && memcmp(row + *cgroup - 4, CGROUP_HEADER, 4) == 0;
 }
 
-/* True if a sum of these counters could leave 64 bits. */
+/* True if a sum of these counters could exceed 64 bits. */
 static int are_large(const uint8_t *info, Py_ssize_t length)
 {
     return length >= SENT_END && (read64(info + 120) | read64(info + 200) | read64(info + 208)) >> 62;
 }
 
-/* The entry of a socket by its first row; NULL without an error where Python has more to weigh, or if `sure`, who began.
- * It takes (keeper, protocol, pieces, message, form, poll, reading, listening), as `_make_entry`. */
+/* Make the entry of a socket from its first row. The arguments are those of `_make_entry`: (keeper, protocol, pieces,
+ * message, form, poll, reading, listening). NULL without an error: left to Python; with `sure` also if the direction of the
+ * connection is not certain. */
 static PyObject *see(const EntryMaker *self, PyObject *const *arguments, int sure)
 {
     Py_ssize_t start, length, cgroup;
@@ -969,7 +980,7 @@ static PyObject *see(const EntryMaker *self, PyObject *const *arguments, int sur
     set_slot(entry, self->last, Py_NewRef(pieces));
     set_slot(entry, self->seen, Py_NewRef(arguments[5]));
     set_slot(entry, self->changed, Py_NewRef(arguments[5]));
-    set_slot(entry, self->state, PyLong_FromLong((long)state)); /* a small number: it is there */
+    set_slot(entry, self->state, PyLong_FromLong((long)state)); /* small numbers always exist, so this cannot fail */
     set_slot(entry, self->reading, Py_NewRef(arguments[6]));
     set_slot(entry, self->of_report, report);
     set_slot(entry, self->cgroup, number);
@@ -977,7 +988,7 @@ static PyObject *see(const EntryMaker *self, PyObject *const *arguments, int sur
         set_slot(entry, self->direction, Py_NewRef(direction));
         set_slot(entry, self->weight, Py_NewRef(self->sequence));
     }
-    PyObject_GC_UnTrack(entry); /* it holds values, and its book weakly */
+    PyObject_GC_UnTrack(entry); /* it holds only values and a weak reference to its book, so it is in no cycle */
     return entry;
 }
 
@@ -996,7 +1007,7 @@ static PyObject *EntryMaker_take(EntryMaker *self, PyObject *const *arguments, P
 
 PyDoc_STRVAR(apply_entry_maker_doc, "apply((keeper, entries, listening, new, python), poll, reading, entry, protocol, pieces, "
                               "message, form)\n--\n\n"
-                              "As `Book.take_row` in the first poll; what is not plain goes to it, which is `python`.");
+                              "As `Book.take_row` in the first poll. Rows that are not plain are handed to `python`, which is that method.");
 
 static PyObject *EntryMaker_apply(EntryMaker *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -1027,14 +1038,14 @@ static PyObject *EntryMaker_apply(EntryMaker *self, PyObject *const *arguments, 
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
-/* --- values: objects of frozen classes, without their constructor ---------- */
+/* --- objects of frozen classes, made without their constructor ------------ */
 
 typedef struct {
     PyObject_HEAD
     PyTypeObject *owner;
     Py_ssize_t *places;
-    Py_ssize_t given; /* slots that a call has the values of: the first ones */
-    PyObject *rest;   /* the values of the others */
+    Py_ssize_t given; /* a call gives the values of this many slots, the first ones */
+    PyObject *rest;   /* the values of the other slots, which are always the same */
 } Maker;
 
 static int Maker_init(Maker *self, PyObject *arguments, PyObject *keywords)
@@ -1091,7 +1102,7 @@ static void Maker_dealloc(Maker *self)
 }
 
 PyDoc_STRVAR(make_doc, "make(*values)\n--\n\nAn object with these values in its first slots. The garbage collector does "
-"not look at it:\nwhat holds nothing but values is in no circle.");
+"not visit it:\nit holds only values, so it is in no cycle.");
 
 static PyObject *Maker_make(Maker *self, PyObject *const *values, Py_ssize_t count)
 {
@@ -1110,7 +1121,7 @@ static PyObject *Maker_make(Maker *self, PyObject *const *values, Py_ssize_t cou
     return made;
 }
 
-PyDoc_STRVAR(fill_doc, "fill(made, *values)\n--\n\nGive an object of a subclass its fields, and make it one of the class.");
+PyDoc_STRVAR(fill_doc, "fill(made, *values)\n--\n\nSet the slots of an object of a subclass, and change its class to the owner.");
 
 static PyObject *Maker_fill(Maker *self, PyObject *const *values, Py_ssize_t count)
 {
@@ -1131,7 +1142,7 @@ static PyObject *Maker_fill(Maker *self, PyObject *const *values, Py_ssize_t cou
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(gather_doc, "gather(*values)\n--\n\nAn object with a tuple of these values in its first slot, as `make` makes it.");
+PyDoc_STRVAR(gather_doc, "gather(*values)\n--\n\nAn object whose first slot has a tuple of these values; otherwise as `make`.");
 
 static PyObject *Maker_gather(Maker *self, PyObject *const *values, Py_ssize_t count)
 {
@@ -1141,21 +1152,21 @@ static PyObject *Maker_gather(Maker *self, PyObject *const *values, Py_ssize_t c
     for (Py_ssize_t i = 0; i < count; i++)
         PyTuple_SET_ITEM(gathered, i, Py_NewRef(values[i]));
     PyObject *made = Maker_make(self, &gathered, 1);
-    if (made != NULL && count > 0) /* the empty one is everybody's */
+    if (made != NULL && count > 0) /* the empty tuple is shared by the whole process */
         PyObject_GC_UnTrack(gathered);
     Py_DECREF(gathered);
     return made;
 }
 
-/* --- flows announced ---------------------------------------------------------- */
+/* --- announcements of flows ----------------------------------------------- */
 
-#define SCOPED 0xfe /* the first byte of addresses that mean something on one link only is this at least */
+#define SCOPED 0xfe /* addresses that are valid on one link only have a first byte of at least this */
 #define AF_INET6_ 10
 
 typedef struct {
     PyObject_HEAD
     PyTypeObject *entry;
-    PyObject *flows, *events, *nobody; /* a maker of flows, one of events, and the others of who is alone */
+    PyObject *flows, *events, *nobody; /* makers of flows and events; the value of `others` without other holders */
     Py_ssize_t last, owner, cgroup, connection, protocol, state, direction, others, flow, over, report, preexisting;
 } Announcer;
 
@@ -1212,7 +1223,7 @@ static void Announcer_dealloc(Announcer *self)
     Py_DECREF(type);
 }
 
-/* The interface that a socket's packets pass, as it is remembered by its identity without the ports. NULL: it is not. */
+/* The interface of a socket's packets, from a cache by its identity without the ports. NULL: not in the cache. */
 static PyObject *remembered_interface(PyObject *interfaces, const uint8_t *identity)
 {
     PyObject *key = Py_BuildValue("(iy#)", (int)identity[0], identity + 8, (Py_ssize_t)IDENTITY_SIZE - 8);
@@ -1221,7 +1232,7 @@ static PyObject *remembered_interface(PyObject *interfaces, const uint8_t *ident
     return found;
 }
 
-/* The flow of a socket as `build_flow` makes it. NULL without an error: there is more to be known of it. */
+/* Make the flow of a socket, as `build_flow` does. NULL without an error: not plain, so left to Python. */
 static PyObject *plain_flow(const Announcer *self, PyObject *entry, PyObject *const *about, PyObject *nothing)
 {
     PyObject *last = SLOT(entry, self->last);
@@ -1256,7 +1267,7 @@ static int announce_plainly(const Announcer *self, PyObject *entry, PyObject *fl
 }
 
 PyDoc_STRVAR(announce_doc, "announce(entries, prefix, namespace, places, interfaces, time, events, python)\n--\n\n"
-                           "As `Book._announce_all` of sockdiag/_book.py; what is not plain goes to `python`.");
+                           "As `Book._announce_all` of sockdiag/_book.py. Entries that are not plain are handed to `python`.");
 
 static PyObject *Announcer_announce(Announcer *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -1293,8 +1304,8 @@ static PyObject *Announcer_announce(Announcer *self, PyObject *const *arguments,
     return PyLong_FromSsize_t(done);
 }
 
-PyDoc_STRVAR(flows_doc, "flows(entries)\n--\n\nFlows and reports of those that were announced. The garbage collector does not look "
-                        "at the pairs: these\nhold values.");
+PyDoc_STRVAR(flows_doc, "flows(entries)\n--\n\nThe flows that were announced, each with its report. The garbage collector does not "
+                        "visit the\npairs: they hold only values.");
 
 static PyObject *Announcer_flows(Announcer *self, PyObject *entries)
 {
@@ -1305,7 +1316,7 @@ static PyObject *Announcer_flows(Announcer *self, PyObject *entries)
             PyErr_SetString(PyExc_TypeError, "not one of the entries");
         else if (SLOT(entry, self->flow) != Py_None && (pair = PyTuple_Pack(2, SLOT(entry, self->flow), SLOT(entry, self->report))) != NULL) {
             PyObject_GC_UnTrack(pair);
-            PyList_Append(found, pair); /* its error is looked for below */
+            PyList_Append(found, pair); /* an error is found below, by PyErr_Occurred */
             Py_DECREF(pair);
         }
         Py_DECREF(entry);
@@ -1318,15 +1329,15 @@ static PyObject *Announcer_flows(Announcer *self, PyObject *entries)
     return found;
 }
 
-/* --- lines of updates ------------------------------------------------------ */
+/* --- JSON lines of updates ------------------------------------------------ */
 
 typedef struct {
     char *bytes;
     size_t size, room;
 } Written;
 
-#define LONGEST_TEXT (1 << 15) /* of lines, but for the last one: more memory at once is given back to the system each time */
-#define MOST_KEPT (1 << 18)    /* of the buffer */
+#define LONGEST_TEXT (1 << 15) /* bytes after which no further line is begun: larger blocks are returned to the system each time */
+#define MOST_KEPT (1 << 18)    /* most bytes of the buffer that is kept between calls */
 
 typedef struct {
     PyObject_HEAD
@@ -1334,11 +1345,11 @@ typedef struct {
     Py_ssize_t event_time, event_flow, event_report, flow_id;
     Py_ssize_t kept_flow, kept_text, kept_reader, kept_program;
     Written written;
-    double time; /* whose text is at hand */
+    double time; /* a cache: the last time, and its text */
     char time_text[32];
 } Lines;
 
-/* A piece of a program (`_Piece` of _writing.py): this head, then the text before the value. */
+/* A piece of a compiled line (`_Piece` of _writing.py): this head, then the text before the value. */
 typedef struct {
     uint16_t kind, offset, parts, sample, length;
 } Piece;
@@ -1413,7 +1424,7 @@ static inline char *put_number(char *at, uint64_t number)
     return put_text(at, first, (size_t)(digits + sizeof digits - first));
 }
 
-/* See that the text of this time is at hand. 1: it is; 0: it is no finite float; -1: an error. */
+/* Make the text of this time, unless it is cached. 1: it is cached now; 0: not a finite float; -1: an error. */
 static int know_time(Lines *self, PyObject *time)
 {
     if (time == NULL || !PyFloat_CheckExact(time) || !isfinite(PyFloat_AS_DOUBLE(time)))
@@ -1433,7 +1444,7 @@ static int know_time(Lines *self, PyObject *time)
     return 1;
 }
 
-/* One value of a line; NULL: it is not plain. */
+/* Write one value of a line. NULL: it is not plain. */
 static inline char *put_value(const Lines *self, char *at, const Piece *piece, PyObject *text, const uint8_t *now,
                               const uint8_t *before, Py_ssize_t size)
 {
@@ -1467,14 +1478,14 @@ static inline char *put_value(const Lines *self, char *at, const Piece *piece, P
     }
 }
 
-/* The line of these counters. 1: written; 0: it is not plain; -1: an error. */
+/* Write the line of an update with these counters. 1: written; 0: not plain; -1: an error. */
 static int write_update(const Lines *self, Written *written, PyObject *program, PyObject *text, PyObject *raw,
                         PyObject *before)
 {
     const uint8_t *piece_at = (const uint8_t *)PyBytes_AS_STRING(program), *end = piece_at + PyBytes_GET_SIZE(program);
     if (end - piece_at < 2 || read16(piece_at) != PyBytes_GET_SIZE(raw) || PyBytes_GET_SIZE(before) != PyBytes_GET_SIZE(raw))
         return 0;
-    /* A number is as long as two heads of a piece; the flow's text and the time are there once each. */
+    /* A number is at most as long as the heads of two pieces. The flow's text and the time occur at most once each. */
     size_t most = 3 * (size_t)PyBytes_GET_SIZE(program) + (size_t)PyUnicode_GET_LENGTH(text) + sizeof self->time_text + SHORT_TEXT + 1;
     if (written->room - written->size < most) {
         size_t room = 2 * written->room + most;
@@ -1499,7 +1510,7 @@ static int write_update(const Lines *self, Written *written, PyObject *program, 
         if (piece.length > end - piece_at || (piece.kind == LINE_TIME && values++) || (piece.kind == LINE_FLOW && values++ != 1))
             return 0;
         if (piece.length <= SHORT_TEXT && end - piece_at >= SHORT_TEXT) {
-            memcpy(at, piece_at, SHORT_TEXT); /* a number known when it is compiled is copied in no time */
+            memcpy(at, piece_at, SHORT_TEXT); /* copying a constant number of bytes is faster */
             at += piece.length;
         }
         else
@@ -1514,7 +1525,7 @@ static int write_update(const Lines *self, Written *written, PyObject *program, 
     return 1;
 }
 
-/* The line of an event. 1: written; 0: Python is to write it; -1: an error. */
+/* Write the line of an event. 1: written; 0: left to Python; -1: an error. */
 static int write_event(Lines *self, Written *written, PyObject *event, PyObject *flows)
 {
     if (Py_TYPE(event) != self->event)
@@ -1541,10 +1552,10 @@ static int write_event(Lines *self, Written *written, PyObject *event, PyObject 
 }
 
 PyDoc_STRVAR(lines_doc, "take(events, index, flows)\n--\n\n"
-"Write the lines of plain updates from event `index` on, some at a time.\n\n"
-"Args:\n    flows: What is kept of flows, by id.\n\n"
-"Returns:\n    (index, text): the event at which to go on; the lines, with line breaks in between. Without a line Python\n"
-"    has to go on.");
+"Write the lines of plain updates from event `index` on, some of them in each call.\n\n"
+"Args:\n    flows: What is kept of the flows for writing, by their ids.\n\n"
+"Returns:\n    (index, text): the event at which to go on, and the lines, with line breaks in between. An empty text:\n"
+"    Python has to write the next event.");
 
 static PyObject *Lines_take(Lines *self, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -1626,7 +1637,7 @@ static PyMethodDef entry_maker_methods[] = {
     {"take", (PyCFunction)(void (*)(void))EntryMaker_take, METH_FASTCALL, take_entry_maker_doc},
                                             {"apply", (PyCFunction)(void (*)(void))EntryMaker_apply, METH_FASTCALL, apply_entry_maker_doc},
                                       {NULL, NULL, 0, NULL}};
-static PyType_Slot entry_maker_slots[] = {{Py_tp_doc, "Makes the entries of sockets that were not known, by their first row."},
+static PyType_Slot entry_maker_slots[] = {{Py_tp_doc, "Makes the entries of new sockets from their first rows."},
                                           {Py_tp_new, PyType_GenericNew},
                                           {Py_tp_init, EntryMaker_init},
                                           {Py_tp_dealloc, EntryMaker_dealloc},
@@ -1641,7 +1652,7 @@ static PyMethodDef maker_methods[] = {{"make", (PyCFunction)(void (*)(void))Make
                                       {"fill", (PyCFunction)(void (*)(void))Maker_fill, METH_FASTCALL, fill_doc},
                                       {"gather", (PyCFunction)(void (*)(void))Maker_gather, METH_FASTCALL, gather_doc},
                                       {NULL, NULL, 0, NULL}};
-static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class: owner, the names of its slots, and the values of the last ones."},
+static PyType_Slot maker_slots[] = {{Py_tp_doc, "Makes objects of one class. Its arguments: the class, the names of slots, and the values of the last of them."},
                                     {Py_tp_new, PyType_GenericNew},
                                     {Py_tp_init, Maker_init},
                                     {Py_tp_dealloc, Maker_dealloc},
@@ -1656,8 +1667,8 @@ static PyMethodDef announcer_methods[] = {
     {"announce", (PyCFunction)(void (*)(void))Announcer_announce, METH_FASTCALL, announce_doc},
     {"flows", (PyCFunction)Announcer_flows, METH_O, flows_doc},
     {NULL, NULL, 0, NULL}};
-static PyType_Slot announcer_slots[] = {{Py_tp_doc, "Makes the flows of sockets that are known, and what says so: the class of the entries, makers of flows and events, and\n"
-                                                    "what an entry has where nobody else holds its socket."},
+static PyType_Slot announcer_slots[] = {{Py_tp_doc, "Makes flows of entries, and the events that announce them. Its arguments: the class of the entries,\n"
+                                                    "makers of flows and events, and the value of `others` without other holders."},
                                         {Py_tp_new, PyType_GenericNew},
                                         {Py_tp_init, Announcer_init},
                                         {Py_tp_dealloc, Announcer_dealloc},
@@ -1670,7 +1681,7 @@ static PyType_Spec announcer_spec = {"nstat_async._speedups.Announcer", sizeof(A
 
 static PyMethodDef lines_methods[] = {{"take", (PyCFunction)(void (*)(void))Lines_take, METH_FASTCALL, lines_doc},
                                       {NULL, NULL, 0, NULL}};
-static PyType_Slot lines_slots[] = {{Py_tp_doc, "Writes updates of flows as lines: the classes of events, of flows, and of what is kept of them."},
+static PyType_Slot lines_slots[] = {{Py_tp_doc, "Writes updates of flows as lines. Its arguments: the classes of events, of flows, and of what is kept of them."},
                                     {Py_tp_new, PyType_GenericNew},
                                     {Py_tp_init, Lines_init},
                                     {Py_tp_dealloc, Lines_dealloc},
@@ -1694,14 +1705,14 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
 }
 
 #ifdef __linux__
-/* --- tables of descriptors, without the interpreter's lock: who searches waits for nobody --------------------- */
+/* --- tables of descriptors, read without the interpreter's lock, so that a search does not wait for other threads --- */
 
 #define MOST_AT_ONCE 1024
 #define MOST_COUNTED (1 << 24)
 #define RING_INODE -1
 
 typedef struct {
-    int *numbers; /* descriptors that are still to be read, the highest last */
+    int *numbers; /* the descriptors that are still to be read, in ascending order; the last one is read first */
     Py_ssize_t count;
     Py_ssize_t found;
     int64_t inodes[MOST_AT_ONCE];
@@ -1719,7 +1730,8 @@ static int make_room_for_numbers(Table *table, Py_ssize_t room)
     return 0;
 }
 
-/* The numbers below the size of a table and those that are listed from there on (`_numbers`), or all that are listed. */
+/* List the descriptors to read: all numbers below the size of the table, and those that the directory lists from there on
+ * (`_numbers`). If the directory does not tell the size, or cannot begin there: all that it lists. */
 static int list_numbers(Table *table, DIR *directory)
 {
     struct stat facts;
@@ -1741,7 +1753,7 @@ static int list_numbers(Table *table, DIR *directory)
         if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
             continue;
         const int number = atoi(entry->d_name);
-        if (number < size) { /* this listing did not begin where it was to */
+        if (number < size) { /* seekdir did not work: list all */
             table->count = size = 0;
             rewinddir(directory);
             continue;
@@ -1851,7 +1863,7 @@ static PyObject *take_links(PyObject *Py_UNUSED(module), PyObject *arguments)
 PyDoc_STRVAR(take_links_doc, "take_links(thread, waiting, most) -> ([(inode, descriptor)], waiting) or None\n\n"
                              "As `_take_links` of _io/tables.py.");
 
-/* --- single looks: they are so short that to hand over the interpreter's lock, and to get it back, would take longer - */
+/* --- single reads, with the interpreter's lock: releasing it and getting it back would take longer than the read --- */
 
 static PyObject *inode_at(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
@@ -1883,7 +1895,7 @@ static PyObject *size_of_table(PyObject *Py_UNUSED(module), PyObject *pid)
 
 PyDoc_STRVAR(size_of_doc, "size_of(pid) -> number or None\n\nAs `_size_of` of _io/tables.py.");
 
-/* --- look-ups of sockets, a few at once: the lock is handed over once for all -------------------------------------- */
+/* --- look-ups of sockets, several at once: the interpreter's lock is released once for all ------------------------ */
 
 #define LONGEST_ANSWER 8192
 

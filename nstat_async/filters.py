@@ -226,7 +226,7 @@ def by_pid(*pids: int) -> Filter:
 
 
 def by_process_name(*names: str) -> Filter:
-    """Flows of processes with one of these names (exact, as the kernel has them)."""
+    """Flows of processes with one of these names, exactly as `Process.name` has them."""
     return _one_of(
         by_process_name, names, _text, "a name, e.g. 'curl'", lambda flow: flow.process and flow.process.name
     )

@@ -12,17 +12,21 @@ import anyio
 import conversation_play as playing
 import conversations
 import pytest
+from replaying import failed_run
 
 from nstat_async import (
     EventsLost,
     FlowAdded,
     FlowRemoved,
     FlowUpdated,
+    IncompleteSnapshotError,
     LossCause,
     Monitor,
     MonitorClosedError,
     PollCompleted,
+    ProviderRefused,
     RecordingError,
+    RequestError,
     UsageError,
     backends,
     snapshot,
@@ -130,6 +134,27 @@ def test_a_slow_reader_loses_nothing_of_a_recording(loop):
         assert story(seen) == expected
 
     run(main, loop)
+
+
+def test_a_run_that_failed_fails_again_after_its_last_event():
+    recording = io.BytesIO(failed_run())
+
+    async def read(seen: list) -> None:
+        async with Monitor(backend=backends.Replay(recording)) as monitor:
+            seen.append(await monitor.__anext__())
+            await monitor.__anext__()
+
+    async def main() -> None:
+        seen: list = []
+        with pytest.raises(RequestError, match="refused every provider") as caught:
+            await read(seen)
+        assert caught.value.recorded
+        assert [type(event) for event in seen] == [ProviderRefused]
+        recording.seek(0)
+        with pytest.raises(IncompleteSnapshotError, match=r"the recorded run failed: .* refused every provider"):
+            await snapshot(backend=backends.Replay(recording))
+
+    run(main)
 
 
 def test_a_recording_that_breaks_off_tells_what_came_and_that_it_broke_off(tmp_path):

@@ -70,7 +70,7 @@ def _main(argv: Sequence[str] | None) -> int:
         missing = (
             isinstance(error, BackendUnavailableError) and error.reason is UnavailableReason.DEPENDENCY and error.detail
         )
-        complain(f"error: {missing or error}")
+        complain(f"error: {'the recorded run failed: ' if error.recorded else ''}{missing or error}")
         return _leave(_FAILED)
     except OSError as error:
         what = str(error.strerror or error)

@@ -67,6 +67,8 @@ class Output:
     """True: print nothing."""
     events: int = 0
     """Number of events so far, shown or not, to tell how far a command is."""
+    losses: int = 0
+    """Number of `EventsLost` among those that were not shown."""
     _number: int | None = attrs.field(init=False)
     """Descriptor of the stream; `None` if the stream itself writes lines."""
     _kind: int = attrs.field(default=0, init=False)
@@ -176,9 +178,10 @@ def abandon(stream: TextIO | None) -> None:
         os.close(sink)
 
 
-def events_text(number: int) -> str:
-    """A number of events in words."""
-    return f"{number} event" if number == 1 else f"{number} events"
+def events_text(number: int, losses: int = 0) -> str:
+    """A number of events in words, and of the gaps among them, if there are any."""
+    gaps = f", {losses} gap{'' if losses == 1 else 's'}" if losses else ""
+    return f"{number} event{'' if number == 1 else 's'}{gaps}"
 
 
 def complain(text: str) -> None:

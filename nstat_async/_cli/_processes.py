@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from .. import Monitor
 from .._checks import LONGEST_SECONDS
-from .._errors import StreamEndedError, UsageError
+from .._errors import NstatError, StreamEndedError, UsageError
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._cells import bytes_text
 from ._formats import row_form
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def work(scope: Scope) -> int:
         nonlocal counting
+        failure: NstatError | None = None
         # A recording has its own time; rates of a running machine use a clock that cannot be set.
         look: Literal["events", "wall"] = "events" if recorded else "wall"
         async with (
@@ -80,9 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
                     await _begun(monitor)
                     limits.say(monitor)
                 counting = True
-                async for _ in looks:
-                    if every is not None:
-                        await output.send(lines(monitor))
+                try:
+                    async for _ in looks:
+                        if every is not None:
+                            await output.send(lines(monitor))
+                except NstatError as error:
+                    failure = error
             counting = False
             if progress is not None:
                 progress.clear()
@@ -92,11 +96,13 @@ def run(arguments: argparse.Namespace) -> int:
                 if last.cancelled_caught:
                     complain(f"the kernel did not answer a last poll within {_LAST_POLL:g} s: totals may be behind")
                 looks.catch_up()
-        if every is None or scope.was_cancelled:
+        if every is None or scope.was_cancelled or failure is not None:  # what was counted is not lost by a failure
             if view.names is not None:
                 lines(monitor)  # asks for the names
                 await anyio.to_thread.run_sync(view.names.wait, _NAMES)
             await output.send(lines(monitor))
+        if failure is not None:
+            raise failure
         return 0
 
     return run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)

@@ -111,5 +111,4 @@ class _Tape:
             facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
             Output().line(dump({"v": 1, **facts}))
             return
-        gaps = f", {self.losses} gap{'' if self.losses == 1 else 's'}" if self.losses else ""
-        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events)}{gaps}")
+        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events, self.losses)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import Monitor
 from .._contract import Backend
+from .._events import EventsLost
 from ._formats import EventFormatter, event_formatter
 from ._limits import Limits
 from ._output import Output, complain, events_text
@@ -33,20 +34,25 @@ def show_events(
                 await stream(monitor, output, formatter, limits)
         return 0
 
-    status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
-    if arguments.quiet:
-        complain(events_text(output.events))
-    return status
+    status = None
+    try:
+        status = run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
+        return status
+    finally:
+        if arguments.quiet and (output.events or status is not None):  # else only the error is said
+            complain(events_text(output.events, output.losses))
 
 
 async def stream(monitor: Monitor, output: Output, formatter: EventFormatter, limits: Limits) -> None:
     """Print every event until the stream ends; the events that wait are one batch.
 
-    A quiet output formats nothing, and so measures the library itself. Limits are printed after the first batch.
+    A quiet output formats nothing, and so measures the library itself; it counts losses. Limits are printed after the first batch.
     """
     events = monitor.subscribe()
     while batch := await events.receive_many():
         output.events += len(batch)
-        if not output.quiet:
+        if output.quiet:
+            output.losses += list(map(type, batch)).count(EventsLost)
+        else:
             await output.send(formatter(batch))
         limits.say(monitor)

@@ -146,6 +146,11 @@ class Player:
         return next((core.failure for core in self.cores.values() if core.failure is not None), None)
 
     @property
+    def end_of_run(self) -> NstatError | None:
+        """The error with which the recorded run ended; `None` if it was stopped, or its end is not known."""
+        return None
+
+    @property
     def capabilities(self) -> Capabilities:
         """The capabilities of the recorded kernel."""
         capabilities: Capabilities = next(iter(self.cores.values())).capabilities

@@ -126,6 +126,7 @@ class ReplayFeed:
 
         Raises:
             ProtocolError: Only with the option ``strict``.
+            NstatError: The recorded run ended with this error, after the same events.
         """
         play = self._play_fast if self._speed is None else self._play_paced
         try:
@@ -140,6 +141,10 @@ class ReplayFeed:
             if not self._closed:
                 self._player.finish()
                 self._deliver(sink)
+                failure = self._player.end_of_run
+                if failure is not None:
+                    failure.recorded = True
+                    raise failure
         finally:
             self.close()
 

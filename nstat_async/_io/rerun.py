@@ -103,6 +103,10 @@ class Rerun(Player):
     def sent(self, data: bytes, channel: int) -> None:
         self._compare(Send(channel, data))
 
+    @property
+    def end_of_run(self) -> NstatError | None:
+        return self.failure
+
     # --- commands ------------------------------------------------------------------
 
     def _before_input(self) -> None:

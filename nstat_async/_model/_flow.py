@@ -110,7 +110,8 @@ class Process:
     pid: int
     """Process id; 0 is the kernel itself."""
     name: str | None = None
-    """Name as the kernel has it (chosen by the process: escape before printing)."""
+    """Name, which the process or its maker chose: escape it before printing. Darwin: as the kernel has it. Linux: base name
+    of the executable; where that may not be read, or the process ended too early, the `title`."""
     unique_pid: int | None = None
     """An id that is never reused while the machine is up: on Darwin the kernel's
     unique process id, on Linux the process' start time in clock ticks since boot."""

@@ -182,7 +182,11 @@ class GroupBy:
 
     @classmethod
     def process_name(cls) -> GroupBy:
-        """By the name of the process."""
+        """By `Process.name`.
+
+        On Linux that is the executable's, which stays whatever title a program gives itself: `named` groups by ``"process title"``.
+        If a flow's name changes (``execve``), its earlier traffic stays with the old one.
+        """
         return cls.field("process name")
 
     @classmethod

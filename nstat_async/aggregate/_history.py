@@ -13,6 +13,7 @@ import attrs
 
 from nstat_async._checks import check_number, check_path
 from nstat_async._errors import UsageError
+from nstat_async._escape import unicode
 from nstat_async._fields import SqlTable
 from nstat_async._model import Outcome, Process
 
@@ -112,7 +113,7 @@ class History:
     ) -> list[tuple[Any, ...]]:
         """Rows of the buckets that begin in a span of time; with a name, only those of processes with that name."""
         values: list[Any] = [_seconds("since", since, -1e18), _seconds("until", until, 1e18)]
-        values += [] if name is None else [name]
+        values += [] if name is None else [unicode(name)]
         named = "" if name is None else "AND name = ?"
         try:
             query = f"SELECT {', '.join(columns)} FROM {table} WHERE start >= ? AND start < ? {named} {rest}"  # noqa: S608  # our own names

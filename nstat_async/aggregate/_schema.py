@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from nstat_async._errors import NstatError
+from nstat_async._escape import unicode
 from nstat_async._fields import TABLE, Field, FieldTable, SqlTable
 from nstat_async._io.sqlite import may_make_files, why_not_opened
 from nstat_async._model import Process
@@ -126,8 +127,7 @@ class Schema:
             owner: Any = row.process if cls is not Row else row
             value = None if owner is None else getattr(owner, name)
             value = None if value is None else field.kind.plain(value)
-            # Names come from the kernel as bytes, and only UTF-8 can be stored as text.
-            values[name] = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            values[name] = unicode(value) if isinstance(value, str) else value  # as in every other output
         return values
 
     def process_of(self, values: Mapping[str, Any]) -> Process | None:

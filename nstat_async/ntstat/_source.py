@@ -101,6 +101,8 @@ class Source:
     def judge(self) -> None:
         """Update `is_plain`; call this after any other change."""
         is_plain = self.reported and not self.closing and self.corrected is None and self.reader.is_flow
+        # An update has to replace a report that waits, and the decoder does not look at that.
+        is_plain = is_plain and (self.report is None or not self.reader.translator.kernel.has_updates)
         self.is_plain = None if is_plain and self.reader.self_reported else is_plain
 
     def take_report(self, previous: Raw | None) -> Report:

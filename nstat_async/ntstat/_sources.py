@@ -188,6 +188,8 @@ class SourceTable:
             self._announce(source)
         elif changed and not (flags & _CLOSING or source.closing or source.unsolicited == 2):
             self.announce_update(source, source.counters)
+        if source.report is not None and self.kernel.has_updates:
+            source.is_plain = False  # see `Source.judge`
 
     def update(
         self, ref: int, provider_id: int, raw: Raw | None, data: bytes, at: int, end: int, items_end: int, flags: int

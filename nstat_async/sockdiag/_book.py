@@ -48,6 +48,7 @@ from ._rows import (
     Pieces,
     RowFormat,
     counters_changed,
+    ends_completed,
     identity_differs,
     info_of,
     is_fin_alone,
@@ -310,17 +311,17 @@ class Book:
         entry.last = pieces
         return True
 
-    def complete_ends(self, entry: Entry, pieces: Pieces) -> None:
-        """Take over the addresses of a removal if no dump had the connection; the peer's port may be missing in it."""
-        if entry.last[4] or entry.protocol != IPPROTO_TCP:
-            return
+    def complete_ends(self, entry: Entry, identity: bytes) -> None:
+        """Take over the ports and addresses that are missing, from another identity of the same connection.
+
+        A record of its beginning has no local port yet; the kernel clears some of them in the removal of an aborted one.
+        """
         head, before, *rest = entry.last
-        after = pieces[1]
-        if not any(after[6:8]):
-            after = after[:6] + before[6:8] + after[8:]
-        entry.last = (head, after, *rest)
-        if entry.flow is not None and before[4:] != after[4:]:
-            entry.flow = self._build(entry)
+        after = ends_completed(before, identity)
+        if entry.protocol == IPPROTO_TCP and after != before:
+            entry.last = (head, after, *rest)
+            if entry.flow is not None:
+                entry.flow = self._build(entry)
 
     # -- evidence of absence
 

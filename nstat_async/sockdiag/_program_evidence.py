@@ -442,8 +442,9 @@ class ProgramEvidence:
             settle(None)
 
     def _settle(self, removed: _Half, ended: Ended) -> None:
-        """The record of a removed socket came: a socket that was never used gets its owner from it."""
+        """The record of a removed socket came: what the kernel cleared in the removal, and who had it, are known from it."""
         assert removed.settle is not None
+        removed.book.complete_ends(removed.entry, self._row(ended.facts)[0][1])
         if removed.entry.owner is None:
             self._used_by(removed.book, removed.entry, ended.facts)
         removed.settle(ended)

@@ -114,6 +114,7 @@ class PulseSource(Source):
                 self._book.apply_row(None, protocol, pieces, message, form)
         elif entry.over:
             self._book.learn_cgroup_by_row(entry, message, form)
+            self._book.complete_ends(entry, pieces[1])
             return entry, pieces
         elif not entry.user[1]:
             self._book.learn_holder(entry, pieces)

@@ -163,7 +163,7 @@ class RemovalSource(Source):
         if unknown and info[1]:
             book.learn_direction(entry, message, info)
         if known:
-            book.complete_ends(entry, pieces)
+            book.complete_ends(entry, pieces[1])
             book.drop(entry)
         came = output.now
         if entry.state == SocketState.LISTEN or is_unused(message):

@@ -26,6 +26,8 @@ Columns = tuple[tuple[str, tuple[slice, ...]], ...]
 """The numbers that are compared in many rows together: their size as a letter of `struct`, and where each row has them."""
 
 _IDENTITY_SIZE = 44
+_ENDS = slice(4, 6), slice(6, 8), slice(8, 24), slice(24, 40), slice(40, _IDENTITY_SIZE)
+"""Ports, addresses and device in an identity."""
 _REST_AT = HEADER.size + 64
 """Offset of the rest, which begins with uid and inode."""
 _COUNTERS_AT = int(TcpInfo.BYTES_ACKED)
@@ -215,6 +217,14 @@ def address_of(identity: bytes, at: int) -> bytes:
         return identity[at : at + 4]
     address = identity[at : at + 16]
     return address[12:] if address.startswith(_MAPPED) else address
+
+
+def ends_completed(identity: bytes, other: bytes) -> bytes:
+    """An identity whose missing ports, addresses and device are taken from another one of the same connection."""
+    if identity[0] != other[0]:  # IPV6_ADDRFORM
+        return identity
+    ends = (identity[part] if any(identity[part]) else other[part] for part in _ENDS)
+    return identity[: _ENDS[0].start] + b"".join(ends)
 
 
 def same_connection(before: bytes, after: bytes) -> bool:

@@ -259,10 +259,12 @@ def test_a_user_has_the_name_that_its_machine_gave_it(path):
         assert {each.process.command_line for each in history.usage(by="process")} == {None, named.command_line}
 
 
-def test_names_that_are_no_text_are_stored_escaped(path):
+def test_what_is_no_unicode_in_a_name_is_stored_as_other_outputs_write_it_and_found_by_it(path):
     with HistoryWriter(path) as writer:
         writer.feed(added(flow("a", Process(1, "bad\udcff<b>")), 1, counts(2**63)))
-    assert usage(path) == [("bad\\udcff<b>", module._LARGEST, 1)]
+    assert usage(path) == [("bad\ufffd<b>", module._LARGEST, 1)]
+    with History(path) as history:
+        assert [each.name for each in history.usage(name="bad\udcff<b>")] == ["bad\ufffd<b>"]
 
 
 def test_files_that_are_no_history_are_left_alone(tmp_path):

@@ -617,6 +617,15 @@ def test_a_row_learns_what_its_flows_say_of_the_process_later():
     assert [row.name for row in table.rows()] == ["curl"]
 
 
+def test_a_title_moves_no_traffic_to_another_name_and_another_program_takes_what_comes_from_then_on():
+    table = TrafficTable(GroupBy.process_name())
+    titled = attrs.evolve(CURL, title="worker 1")
+    table.feed_many([added(flow("a"), 1, counts(1)), updated(flow("a", titled), 2, counts(10))])
+    assert [(row.key, row.rx_bytes) for row in table.rows()] == [("curl", 10)]
+    table.feed(updated(flow("a", attrs.evolve(titled, name="wget")), 3, counts(15)))
+    assert {row.key: row.rx_bytes for row in table.rows()} == {"curl": 10, "wget": 5}
+
+
 def test_only_groupings_of_one_machine_keep_the_machines_of_a_fleet_apart():
     here, there = flow("a", host="web1"), flow("b", host="web2")
     names = TrafficTable(GroupBy.process_name(), source="fleet")

@@ -15,6 +15,7 @@ import time
 import conversations
 import forked
 import pytest
+from replaying import failed_run
 from support import PYTHON, run, run_json
 
 from nstat_async import NstatError
@@ -192,6 +193,47 @@ def test_replay_keeps_every_record_whatever_the_reader_does(tmp_path):
     status, out, err = run("replay", path, "--quiet")
     assert (status, out) == (0, "")
     assert err == f"nstat-async: {plain.count(chr(10))} events\n"
+
+
+def test_quiet_says_how_often_events_were_lost(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("control/xnu-10063.141.1/buffer_full_adds"))
+    lost = [event for event in run_json("replay", path, "--json") if event["event"] == "events_lost"]
+    assert len(lost) > 1
+    assert run("replay", path, "--quiet")[2].endswith(f" events, {len(lost)} gaps\n")
+
+
+@pytest.fixture
+def failed(tmp_path):
+    """The path of a recording of a run that failed."""
+    path = tmp_path / "failed.nstat"
+    path.write_bytes(failed_run())
+    return path
+
+
+WHY = "nstat-async: error: the recorded run failed: subscription to connection: the kernel refused every provider"
+
+
+def test_the_replay_of_a_run_that_failed_ends_as_the_run_did(failed):
+    status, out, err = run("replay", failed, "--json")
+    assert (status, [json.loads(line)["event"] for line in out.splitlines()]) == (1, ["provider_refused"])
+    assert err.startswith(WHY)
+    status, out, err = run("replay", failed, "--quiet")
+    assert (status, out, err.splitlines()[0]) == (1, "", "nstat-async: 1 event")
+    assert err.splitlines()[1].startswith(WHY)
+
+
+def test_the_totals_of_a_run_that_failed_are_printed(failed):
+    status, out, err = run("processes", "--backend", f"replay:{failed}")
+    assert (status, out.split()[:2]) == (1, ["PID", "PROCESS"])
+    assert err.startswith(WHY)
+
+
+def test_quiet_counts_nothing_where_there_is_no_recording(tmp_path):
+    path = tmp_path / "empty.nstat"
+    path.write_bytes(b"")
+    status, out, err = run("replay", path, "--quiet")
+    assert (status, out, err.count("\n")) == (1, "", 1)
 
 
 def test_replay_filters_by_provider(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 
@@ -11,6 +12,7 @@ import pytest
 import top_scenes as scenes
 from hypothesis import given
 from hypothesis import strategies as st
+from replaying import failed_run
 
 from nstat_async import Capabilities, Coverage, Visibility
 from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
@@ -517,6 +519,29 @@ async def test_a_backend_that_fails_ends_the_application_with_its_error():
     async with app.run_test() as pilot:
         await _until(pilot, lambda: app.failure is not None)
     assert "nonexistent" in str(app.failure)
+
+
+@pytest.fixture
+def failed():
+    """The recording of a run that failed."""
+    return io.BytesIO(failed_run())
+
+
+@pytest.mark.asyncio
+async def test_the_table_of_a_recorded_run_that_failed_stays_until_it_is_left(failed):
+    from nstat_async import backends
+
+    pytest.importorskip("textual")
+    from nstat_async._cli._top._app import TopApp
+
+    app = TopApp(backends.Replay(failed), {})
+    async with app.run_test() as pilot:
+        await _until(pilot, lambda: app.failure is not None)
+        await pilot.pause()
+        assert app.is_running
+        assert app.state.ended
+        await pilot.press("q")
+    assert "refused every provider" in str(app.failure)
 
 
 @pytest.mark.slow

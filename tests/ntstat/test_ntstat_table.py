@@ -7,6 +7,7 @@ import weakref
 
 import attrs
 import pytest
+from ntstat_play import LAYOUTS, Play
 from ntstat_wire import Wire, address
 
 from nstat_async import (
@@ -312,6 +313,27 @@ def test_samples_of_an_update_that_was_no_news_are_not_those_of_later_counters()
     play.update(1, 10), play.update(1, 10)
     play.table.count(1, play.wire.counts(20), 0, solicited=True)
     assert [event.details is None for event in play.taken()] == [False, True]
+
+
+@pytest.mark.parametrize("rx", [20, 10], ids=["it grew", "it did not change"])
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if Wire(layout).kernel.has_updates])
+def test_the_end_has_no_samples_that_an_update_replaced(layout, rx):
+    wire = Wire(layout)
+    play = Play(wire)
+    play(*[wire.updated(1, wire.counts(10), wire.descriptor(2, state=4, txcwindow=1))] * 3)
+    play(wire.described(1, wire.descriptor(2, state=4, txcwindow=2)), wire.counted(1, wire.counts(10)))
+    events = play(wire.updated(1, wire.counts(rx), wire.descriptor(2, state=4, txcwindow=3)))
+    assert [event.details.congestion_window for event in events] == [3] * (rx > 10)
+    assert play(wire.removed(1))[0].details is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_end_has_the_samples_of_a_description_after_which_nothing_was_told(layout):
+    wire = Wire(layout)
+    play = Play(wire)
+    for window in (1, 1, 1, 2):
+        play(wire.counted(1, wire.counts(10)), wire.described(1, wire.descriptor(2, state=4, txcwindow=window)))
+    assert play(wire.removed(1))[0].details.congestion_window == 2
 
 
 def test_counters_alone_may_be_the_last():

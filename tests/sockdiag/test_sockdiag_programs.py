@@ -121,16 +121,23 @@ def test_a_record_ends_a_flow_whose_removal_was_lost_and_a_poll_does_not_end_it_
     assert (removed.final, removed.reason, removed.counts.tx_bytes) == (True, RemovalReason.CLOSED, 70)
 
 
-def test_an_aborted_connection_keeps_its_counts():
-    """``SO_LINGER`` with time 0 clears them in the kernel, after the record."""
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1)], ids=str)
+def test_an_aborted_connection_keeps_its_counts_and_its_ends_whatever_comes_first(order):
+    """``SO_LINGER`` with time 0 clears them in the kernel, after the record: some of its ends, too."""
     kernel = started()
-    connect(kernel)
-    kernel.ring(closed(fin=False))
-    sock = FakeSocket(9, remote=REMOTE, remote_port=0, unacked=100)
-    kernel.feed(sock.message(final=True), 1)
-    (removed,) = [e for e in kernel.run() if isinstance(e, FlowRemoved)]
+    steps = (
+        lambda: connect(kernel),
+        lambda: kernel.ring(closed(fin=False)),
+        lambda: kernel.feed(FakeSocket(9, bytes(4), remote=REMOTE, remote_port=0, unacked=100).message(final=True), 1),
+    )
+    for place in order:
+        steps[place]()
+    kernel.run()
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert (removed.final, removed.counts.tx_bytes, removed.counts.rx_bytes) == (True, 70, 8)
-    assert (removed.flow.remote.port, removed.flow.outcome) == (80, Outcome.RESET_HERE)
+    assert (removed.flow.outcome, removed.flow.direction) == (Outcome.RESET_HERE, Direction.OUTBOUND)
+    assert (str(removed.flow.local), str(removed.flow.remote)) == ("127.0.0.1:40000", "127.0.0.2:80")
+    assert removed.flow.process.pid == 5
 
 
 def test_an_accepted_connection_waits_for_who_uses_it():
@@ -230,6 +237,18 @@ def test_a_listener_between_two_polls_has_the_process_that_began_to_listen(remov
     removed = flow_events(kernel.events)[-1]
     assert (type(removed), removed.final) == (FlowRemoved, True)
     assert removed.flow.process.pid == (5 if removed_first else 42)
+
+
+def test_a_listener_that_no_dump_had_listens_no_more_when_it_was_removed():
+    kernel = started()
+    flags = Flag.HAS_PROCESS | Flag.BY_CREATOR
+    kernel.ring(record(Kind.FIRST_IO, 3, pid=5, old=7, new=10, flags=flags, local_port=40000, remote=bytes(16)))
+    (book,) = (namespace.book for namespace in kernel.session._namespaces)
+    assert [*book.listeners.by_port.values()] != []
+    kernel.feed(FakeSocket(3, remote=bytes(4), remote_port=0, info={TcpInfo.BYTES_SENT: 0}).message(final=True), 1)
+    kernel.run()
+    assert kinds(flow_events(kernel.events))[-1] == "FlowRemoved"
+    assert [*book.listeners.by_port.values()] == []
 
 
 @pytest.mark.parametrize("extra", [{}, {DiagAttribute.MARK: b"\7\0\0\0"}])

@@ -98,6 +98,14 @@ def test_a_socket_that_is_over_waits_for_its_process(kernel):
     assert flow_events(kernel.wait(1.0)) == []
 
 
+def test_a_report_knows_the_ends_of_a_socket_that_the_kernel_cleared_meanwhile(kernel):
+    sock = add(kernel, 5)
+    kernel.sockets.clear()
+    kernel.feed(FakeSocket(5, bytes(4), remote_port=0, unacked=100).message(final=True), 1)
+    _, removed = flow_events(kernel.beat(late=(sock,)))
+    assert (str(removed.flow.local), str(removed.flow.remote)) == ("127.0.0.1:40000", "198.51.100.9:80")
+
+
 def test_a_socket_that_is_over_waits_not_for_long(kernel):
     """And a report that comes later makes no flow of it."""
     sock = add(kernel, 5)

@@ -20,6 +20,7 @@ from nstat_async.sockdiag._rows import (
     address_of,
     counters_changed,
     encode_row,
+    ends_completed,
     identity_differs,
     info_of,
     is_fin_alone,
@@ -78,6 +79,20 @@ LISTENING = {"state": SocketState.LISTEN, "local": bytes(4), "remote": bytes(4),
 )
 def test_two_rows_of_a_socket_may_be_of_one_connection_or_not(before, after, same):
     assert same_connection(connection(**before), connection(**after)) is same
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "completed"),
+    [
+        ({"local_port": 0}, {"remote_port": 0}, {}),  # a record of the beginning, and a removal of what was aborted
+        ({"remote_port": 0, "local": bytes(4)}, {"state": SocketState.CLOSE}, {}),
+        ({"remote": bytes(4)}, {}, {}),
+        ({"local": PEER}, {}, {"local": PEER}),
+        ({"local_port": 0}, V6, {"local_port": 0}),
+    ],
+)
+def test_what_is_missing_of_the_ends_is_taken_from_another_message(known, other, completed):
+    assert ends_completed(connection(**known), connection(**other)) == connection(**completed)
 
 
 def test_addresses_are_those_of_their_family():

@@ -192,11 +192,13 @@ class TopApp(App[None]):
                     for begin in range(0, len(batch), _SLICE):
                         self.model.feed(batch[begin : begin + _SLICE], None if self._recorded else anyio.current_time())
                         await asyncio.sleep(0)
-            self.state.ended = True
-            self.look()
         except (NstatError, OSError) as error:
             self.failure = error
-            self.exit()
+            if not getattr(error, "recorded", False):
+                self.exit()
+                return
+        self.state.ended = True
+        self.look()
 
     def look(self) -> None:
         """Look at the table again, unless the screen is held still."""
