@@ -80,7 +80,7 @@ _NANOSECONDS = 1_000_000_000
 _BORN = int(Flag.COUNTED_FROM_BIRTH)
 
 
-def row_of(facts: Facts, state: int, inode: int = 0) -> bytes:
+def row_of(facts: Facts, state: int, inode: int) -> bytes:
     """The row that a dump would have of this socket, without ``tcp_info``."""
     size = 4 if facts.family == AF_INET else 16
     local = facts.protocol if facts.type == SocketType.RAW else facts.local_port
@@ -395,7 +395,6 @@ class ProgramEvidence:
         self._used_by(book, entry, ended.facts)
         half = _Half(entry, book, ended)
         if entry.protocol == IPPROTO_TCP:
-            self.end_recorded(cookie)
             entry.ended = ended
             self._recorded.add(cookie, half, self._output.now)
         else:
@@ -489,6 +488,7 @@ class ProgramEvidence:
         """End a flow with the counts of its record; everything else is read from `raw` (`SocketReport.raw`)."""
         if entry.protocol != IPPROTO_TCP:
             entry.whole = entry.whole and self._is_whole(entry, ended.facts)
+            book.coverage.counted_datagrams(entry, entry.totals, ended.totals)
         entry.report = counted_report(*raw, ended.totals)
         final = ended.final and entry.whole
         book.end(entry, entry.report, final=final, reason=RemovalReason.CLOSED, outcome=outcome)

@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from sockdiag_fakes import LOOPBACK, FakeKernel, FakeSocket
+from ebpf_records import datagram_record
+from programs_fakes import BORN, PORTS, Programs, flow_row
+from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket
 
 from nstat_async import Coverage
 from nstat_async._rows import RowKind, unattributed_row
+from nstat_async.ebpf import Kind
 from nstat_async.sockdiag import TcpInfo
 
 
@@ -45,6 +48,24 @@ def test_what_flows_moved_is_compared_with_what_interfaces_carried():
     assert found == Coverage(1000, 2000, 349, 467, 3, 4, 0, 0)
     assert (found.rx_share, found.tx_share) == (0.349, 0.2335)
     assert (found.unattributed_rx_bytes, found.unattributed_tx_bytes) == (651, 1533)
+
+
+def test_datagrams_count_at_polls_and_at_the_end_of_their_socket():
+    kernel = Programs(interval=1.0)
+    kernel.traffic = counted((0, 0))
+    kernel.start()
+    ports = {"local": bytes([192, 0, 2, 2]).ljust(16, b"\0"), "remote": PEER.ljust(16, b"\0"), **PORTS}
+    first, second = (datagram_record(Kind.FIRST_IO, cookie, pid=5, flags=BORN, **ports) for cookie in (3, 4))
+    kernel.ring(first)
+    moved = {"tx_bytes": 100, "tx_payload": 100, "tx_calls": 1, "tx_packets": 1}
+    kernel.flows[3] = flow_row(first, **moved)
+    kernel.poll()
+    kernel.flows.clear()
+    more = {"rx_bytes": 30, "rx_payload": 30, "rx_calls": 1, "rx_packets": 1}
+    kernel.ring(*(each._replace(kind=Kind.RELEASED, **moved, **more) for each in (first, second)))
+    kernel.traffic = counted((1000, 1000), datagrams=(2, 2))
+    kernel.wait(5.5)
+    assert coverage(kernel) == Coverage(1000, 1000, 60, 200, 2, 2, 2, 2)
 
 
 def test_a_connection_that_is_known_by_its_end_alone_counts_though_its_socket_is_known():
