@@ -59,7 +59,7 @@ class OwnerSource:
         sees_all: No process is hidden from a search.
     """
 
-    def __init__(self, output: Output, processes: Processes, *, sees_all: bool = False) -> None:
+    def __init__(self, output: Output, processes: Processes, *, sees_all: bool) -> None:
         self.searching = False
         """A search is under way."""
         self.failure: str | None = None

@@ -77,6 +77,12 @@ def test_a_short_accepted_flow_is_the_listeners(kernel):
     assert kernel.events[-2].flow.attribution is Attribution.INFERRED, "it is added with it"
 
 
+def test_a_listener_that_init_holds_too_is_the_other_ones():
+    """As a service's that ``systemd`` listens for; the first look at all tables tells."""
+    removed = served(started(((LISTENER, 2, (42, 1)),)))
+    assert (removed.flow.process.pid, removed.flow.attribution) == (42, Attribution.INFERRED)
+
+
 def test_a_listener_of_later_is_known_to_be_alone_by_the_second_look(kernel):
     """The first one may have begun before; the second one is asked for at once, by a look-up that nobody waits for."""
     kernel.wait(3.0)
@@ -234,7 +240,7 @@ def test_a_socket_that_comes_later_is_shared_too(kernel):
     kernel.census = ((LISTENER, 2, (42, 43)),)
     kernel.wait(1.0)
     kernel.sockets[7] = FakeSocket(7, inode=LISTENER)
-    events = flow_events([*kernel.wait(1.0), *kernel.wait(1.0)])
+    events = flow_events(kernel.wait(1.0))
     assert {event.flow.id for event in events} == {"c7"}, "of the other one nothing is new"
     flows = {flow.id: flow for flow, _ in kernel.session.flows()}
     assert flows["c7"].other_holders == flows["c1"].other_holders == 1

@@ -5,12 +5,25 @@ from __future__ import annotations
 import attrs
 import pytest
 from ebpf_records import datagram_record, record
-from programs_fakes import BORN, GRANTED, PORTS, PROVIDERS, RING, closed, connect, end, flow_row, removal, started
+from programs_fakes import (
+    BORN,
+    GRANTED,
+    PORTS,
+    PROVIDERS,
+    RING,
+    Programs,
+    closed,
+    connect,
+    end,
+    flow_row,
+    removal,
+    started,
+)
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals, traffic
 
 from nstat_async import Delta, FlowAdded, FlowUpdated, Provider, RemovalReason, TcpState
 from nstat_async._model import Direction, Outcome
-from nstat_async.ebpf import Flag, Kind, SocketType, Tier
+from nstat_async.ebpf import Flag, Kind, Operation, SocketType, Tier
 from nstat_async.sockdiag import CgroupFacts, TcpInfo
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._program_evidence import ANNOUNCING_PATIENCE, RECORD_PATIENCE, REMOVAL_PATIENCE
@@ -171,7 +184,48 @@ def test_the_map_may_count_for_sockets_that_are_not_bound():
     assert not flow_events(kernel.poll())
 
 
+def test_a_connection_that_was_begun_before_the_programs_is_announced_with_those_of_the_first_poll():
+    kernel = Programs()
+    kernel.silent.add(2)  # polls wait for addresses
+    kernel.start()
+    assert not flow_events(kernel.ring(record(Kind.ESTABLISHED, 3, **PORTS)))
+    (added,) = [event for event in flow_events(kernel.wait(1.1)) if isinstance(event, FlowAdded)]
+    assert (added.flow.id, added.preexisting) == ("c3", True)
+
+
 # -- ends
+
+
+def test_a_flow_that_waits_for_its_end_is_announced_with_it():
+    """Not alone meanwhile."""
+    kernel = started()
+    assert not flow_events(kernel.ring(record(Kind.ACCEPTED, 9, **PORTS)))
+    assert not flow_events(end(kernel))
+    assert not flow_events(kernel.wait(ANNOUNCING_PATIENCE + 0.05))
+    kernel.ring(
+        record(Kind.CLOSED, 9, pid=6, tx_bytes=70, rx_bytes=8, flags=Flag.FIN_RECEIVED | Flag.HAS_PROCESS, **PORTS)
+    )
+    events = flow_events([*kernel.events, *kernel.wait(1.0)])
+    assert kinds(events) == ["FlowAdded", "FlowRemoved"]
+
+
+def test_a_socket_whose_record_never_came_is_looked_for_no_more():
+    kernel = started()
+    kernel.ring(udp(), udp(cookie=4))
+    kernel.feed(FakeSocket(3, remote=bytes(4), remote_port=0, local_port=4000, protocol=17).message(final=True), 1)
+    kernel.run()
+    kernel.wait(RECORD_PATIENCE + 0.1)
+    kernel.poll()
+    assert kernel.requests[-1][:2] == (Operation.LOOK, (4,))
+
+
+def test_records_that_wait_for_removals_end_their_flows_when_the_ring_fails():
+    kernel = started()
+    connect(kernel)
+    kernel.ring(closed(fin=False))
+    kernel.recorded.channel_failed(RING, 5, kernel.now)
+    (removed,) = removals(kernel.run())
+    assert (removed.final, removed.counts.tx_bytes, removed.counts.rx_bytes) == (True, 70, 8)
 
 
 @pytest.mark.parametrize(

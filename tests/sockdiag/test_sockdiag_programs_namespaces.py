@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from ebpf_records import encode, record
-from programs_fakes import PORTS, RING, Programs, attrs_of, closed, owner_row, removal, started
+from programs_fakes import PORTS, RING, Programs, attrs_of, closed, connect, owner_row, removal, started
 from replaying import assert_same, replayed
-from sockdiag_fakes import flow_events, kinds
+from sockdiag_fakes import flow_events, kinds, removals
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, RemovalReason, TcpState
 from nstat_async._model import Direction
@@ -16,7 +16,7 @@ from nstat_async.ebpf import Kind
 from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace, _program_namespaces
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
-from nstat_async.sockdiag._program_evidence import HELD_SECONDS, MOST_HELD
+from nstat_async.sockdiag._program_evidence import HELD_SECONDS, MOST_HELD, REMOVAL_PATIENCE
 
 BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 99)
 
@@ -163,6 +163,22 @@ def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
     kernel.poll()
     kernel.wait(5.0)
     assert [type(e) for e in flow_events(kernel.events)].count(FlowRemoved) == 1
+
+
+def test_unread_removals_of_a_namespace_that_is_gone_hold_up_no_end_of_another():
+    kernel = started(everywhere=True)
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    record_of_blue(kernel, *beginning())
+    kernel.feed(removal().message(final=True), 4 + 1)
+    kernel.run()
+    kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
+    kernel.poll()
+    connect(kernel, 8)
+    kernel.ring(closed(8))
+    kernel.now += 2 * REMOVAL_PATIENCE
+    kernel.session.handle_deadline(kernel.now)
+    kernel.run()
+    assert [event.flow.id for event in removals(kernel.events)] == ["n1:c9", "c8"]
 
 
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty(monkeypatch):

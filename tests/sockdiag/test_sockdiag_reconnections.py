@@ -174,7 +174,8 @@ def test_records_of_three_connections_that_come_after_the_removal_of_their_socke
         kernel.ring(
             *[record(kind, 9, number * 1_000_000_000, pid=5, tx_bytes=sent, rx_bytes=8, **each) for kind in kinds_of]
         )
-    kernel.ring(record(Kind.CLOSED, 9, pid=5, tx_bytes=1, **ends[0]))
+        if number == 1:
+            kernel.ring(record(Kind.CLOSED, 9, 5 * 10**9, pid=5, tx_bytes=1, **ends[0]))  # that is known
     kernel.wait(1.0)
     events = [e for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)]
     assert [(type(e), e.flow.id) for e in events] == [
@@ -188,6 +189,20 @@ def test_records_of_three_connections_that_come_after_the_removal_of_their_socke
     ]
     assert {e.flow.process.pid for e in removed} == {5}
     assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_an_earlier_connection_whose_end_alone_is_recorded_has_the_process_of_that_record():
+    kernel = started()
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    kernel.ring(record(Kind.CLOSED, 9, pid=6, tx_bytes=1, local_port=40001, remote_port=81 << 8))
+    ports = {"local_port": 40001, "remote_port": 80 << 8}
+    kernel.ring(
+        *(record(kind, 9, 10**9, pid=5, tx_bytes=70, rx_bytes=8, **ports) for kind in (Kind.OPENED, Kind.CLOSED))
+    )
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.remote.port, e.flow.process.pid) for e in removed] == [(81, 6), (80, 5)]
+    assert kernel.session.statistics()["short_lived"] == 2
 
 
 def test_an_earlier_connection_of_a_socket_that_was_reported_already_is_said_to_be_lost():

@@ -30,7 +30,7 @@ class Scanned:
     def __init__(self, *, vital: bool = True) -> None:
         self.output = Output()
         links = LinkTable()
-        owners = OwnerSource(self.output, Processes(self.output, list))
+        owners = OwnerSource(self.output, Processes(self.output, list), sees_all=True)
         kinds = {"every_update": False, "extras": False, "dumped": True}
         self.book = Book(
             self.output, 0, NetworkNamespace(), links, owners, CgroupSource(self.output, asks=True), **kinds

@@ -25,11 +25,11 @@ class Search:
 
     number = 0
 
-    def __init__(self, **options) -> None:
+    def __init__(self, *, sees_all: bool = False) -> None:
         self.output = Output(now=100.0, poll=1)
         self.sockets: list[Entry] = []
         self.processes = Processes(self.output, lambda: self.sockets)
-        self.source = OwnerSource(self.output, self.processes, **options)
+        self.source = OwnerSource(self.output, self.processes, sees_all=sees_all)
         self.learned: list[tuple[int, object]] = []
 
     def learn_owner(self, entry, owner, place) -> None:
@@ -260,6 +260,25 @@ def test_a_process_that_ended_leaves_its_sockets_to_others(search):
     assert search.pids() == [44, 43]
 
 
+def test_sockets_that_came_during_a_search_and_are_found_in_its_next_part_need_no_other_one(search):
+    search.socket(1, 1)
+    search.ask()
+    search.socket(2, 2)
+    search.source.search()
+    assert search.source.sought == 1
+    assert search.answer(below=50).inodes == {2}
+    assert search.source.sought == 2
+    search.output.now += 1.0
+    assert search.answer((1, 42), (2, 42)) is None
+
+
+def test_without_a_listener_nobody_looks_for_all_holders(search):
+    search.output.first_poll = False
+    search.socket(1, 1)
+    search.ask()
+    assert search.answer((1, 42)) is None
+
+
 def test_an_answer_to_a_question_that_nobody_saw_asked_is_taken_in(search):
     """Of a recording that begins in the middle."""
     search.answer(lost=(5,), met=((6, 3),))
@@ -295,7 +314,10 @@ def test_of_several_owners_in_an_answer_the_first_of_whom_something_is_known_is_
     search.close(search.sockets[0])
 
 
-@pytest.mark.parametrize("inodes", [range(1, 21), (*range(1, 20), 19), range(20), (1, 2, 2, 0), (99, *range(1, 20))])
+@pytest.mark.parametrize(
+    "inodes",
+    [range(1, 21), (*range(1, 20), 19), range(20), (0, *range(2, 20)), (1, 2, 2, 0), (99, *range(1, 20))],
+)
 def test_many_sockets_that_are_new_are_wanted_as_each_is(inodes):
     """Also where some share an inode, or have none, or somebody waits for one of them already."""
     told = []
