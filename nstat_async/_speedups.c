@@ -374,39 +374,39 @@ typedef struct {
     PyObject_HEAD
     Py_ssize_t length, stride, rest_size, counters_at, counters_size;
     PyTypeObject *entry;
-    Py_ssize_t seen, last; /* of an entry */
+    Py_ssize_t seen, last; /* slots of an entry */
 } Rows;
 
-/* A row of a dump: whose it is, and where its pieces lie one behind the other. */
+/* A row of a dump: the socket's entry, and the place of a copy of the row's pieces in `Memory.bytes`. */
 typedef struct {
     uint64_t head, cookie;
     PyObject *entry, *last;
-    const PyTypeObject *type; /* of the entry, whose own head lies in memory that nothing else is read of */
+    const PyTypeObject *type; /* of the entry; kept here because reading it from the entry would be a cache miss */
     size_t at;
     uint32_t rest_size, counters_size;
 } Known;
 
-/* Rows in the order in which a dump had them. */
+/* The rows of a dump, in its order. */
 typedef struct {
     Known *rows;
     size_t count, room;
 } Order;
 
-/* The order of the dump before, and that of the dump under way. A kernel lists its sockets by its own tables, so most
- * rows are where they are expected, and what is needed to know them again lies side by side. What is known again goes
- * from one order to the other as it is. */
+/* The rows of the previous dump and of the present one. A kernel lists its sockets in the order of its own tables. So most
+ * rows of a dump follow each other as in the previous one, and can be compared without a search and with few cache misses.
+ * An unchanged row is moved from `before` to `now`. */
 typedef struct {
     PyObject_HEAD
     Order before, now;
-    size_t next; /* the row of `before` that is expected */
-    uint8_t *bytes;
-    size_t size, room; /* of `bytes` */
-    size_t used;       /* by rows of `now` */
-    size_t moved;      /* rows of `before` that `now` has */
+    size_t next;       /* index of the row of `before` that is expected next */
+    uint8_t *bytes;    /* the pieces of all rows */
+    size_t size, room; /* used and allocated bytes of `bytes` */
+    size_t used;       /* bytes of them that rows of `now` use */
+    size_t moved;      /* number of rows moved from `before` to `now` */
 } Memory;
 
-#define LOOK_AHEAD 8  /* rows that may be gone since, for the next one to be known */
-#define FETCH_AHEAD 6 /* rows whose entries are fetched from memory meanwhile: they lie anywhere */
+#define LOOK_AHEAD 8  /* so many rows may be missing since the previous dump until the next one is not found */
+#define FETCH_AHEAD 6 /* the entry of the row so far ahead is prefetched: entries lie anywhere in memory */
 
 static PyTypeObject *memory_type;
 
@@ -425,10 +425,10 @@ static int Memory_traverse(Memory *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     for (size_t i = 0; i < self->before.count; i++)
-        Py_VISIT(self->before.rows[i].entry); /* NULL where it went over to the other order */
+        Py_VISIT(self->before.rows[i].entry); /* NULL: the row was moved to `now` */
     for (size_t i = 0; i < self->now.count; i++)
         Py_VISIT(self->now.rows[i].entry);
-    return 0; /* `last` holds no other object than bytes and numbers */
+    return 0; /* `last` holds only bytes and numbers, so it is in no cycle */
 }
 
 static int Memory_clear(Memory *self)
@@ -452,7 +452,7 @@ static void Memory_dealloc(Memory *self)
 
 static inline size_t size_of(const Known *known) { return IDENTITY_SIZE + (size_t)known->rest_size + known->counters_size; }
 
-/* Let the pieces that no row has any more go. Without memory for that they stay. */
+/* Free the pieces that no row uses any more. Without memory for the copy they stay. */
 static void compact(Memory *self)
 {
     uint8_t *bytes = PyMem_Malloc(self->used + 1);
@@ -471,7 +471,7 @@ static void compact(Memory *self)
     self->room = self->used + 1;
 }
 
-PyDoc_STRVAR(begin_doc, "begin()\n--\n\nAnother dump begins: what the one under way had is what the next one is compared with.");
+PyDoc_STRVAR(begin_doc, "begin()\n--\n\nAnother dump begins. It is compared with the rows of the last one.");
 
 static PyObject *Memory_begin(Memory *self, PyObject *Py_UNUSED(nothing))
 {
@@ -483,10 +483,10 @@ static PyObject *Memory_begin(Memory *self, PyObject *Py_UNUSED(nothing))
         compact(self);
     size_t moved = self->moved;
     self->used = self->moved = 0;
-    if (moved < before.count) /* else nothing is left in it */
+    if (moved < before.count) /* otherwise all its rows were moved */
         forget_order(&before);
     before.count = 0;
-    if (self->now.rows == NULL) /* nothing that was freed has used it meanwhile */
+    if (self->now.rows == NULL) /* freeing objects may have run code that used it */
         self->now = before;
     else
         PyMem_Free(before.rows);
@@ -509,14 +509,14 @@ static int make_room(Order *order)
     return 0;
 }
 
-/* The row of the dump before that has this cookie, if it is where it is expected. */
+/* The row of the previous dump with this cookie, if it is about where it is expected; else NULL. */
 static Known *find_known(const Rows *form, Memory *self, uint64_t cookie)
 {
     const Order *before = &self->before;
     for (size_t i = self->next; i < before->count && i < self->next + LOOK_AHEAD; i++)
         if (before->rows[i].cookie == cookie) {
             self->next = i + 1;
-            if (i + FETCH_AHEAD < before->count) { /* the slots of an entry lie apart: in the order of their names */
+            if (i + FETCH_AHEAD < before->count) { /* the two slots may be in different cache lines */
                 __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + form->last);
                 __builtin_prefetch((char *)before->rows[i + FETCH_AHEAD].entry + form->seen, 1);
             }
@@ -568,7 +568,7 @@ static int same_piece(PyObject *piece, const uint8_t *data, Py_ssize_t size)
            memcmp(PyBytes_AS_STRING(piece), data, size) == 0;
 }
 
-/* Learn where the class of the entries keeps what is needed; all are of one class. */
+/* Find the slots of the entries' class, which is the same for all entries. 0: found; -1: an error. */
 static int learn_entry(Rows *self, PyObject *entry)
 {
     PyObject *type = (PyObject *)Py_TYPE(entry);
@@ -578,7 +578,7 @@ static int learn_entry(Rows *self, PyObject *entry)
     return 0;
 }
 
-/* True if the last row of this socket had the same pieces. */
+/* True if this row has the same pieces as the last row of its socket, `last`. */
 static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, const uint8_t *row)
 {
     if (!PyTuple_CheckExact(last) || PyTuple_GET_SIZE(last) != 5)
@@ -591,7 +591,7 @@ static int is_unchanged(const Rows *self, PyObject *last, PyObject *cookie, cons
            same_piece(PyTuple_GET_ITEM(last, 4), row + self->counters_at, self->counters_size);
 }
 
-/* True if the dump before had the same pieces, and nothing but dumps has told of this socket since. */
+/* True if this row has the same pieces as in the previous dump, and nothing else has changed the entry's last row since. */
 static int is_known(const Rows *self, const uint8_t *bytes, const Known *known, const uint8_t *row)
 {
     if (known->head != read64(row) || known->rest_size != self->rest_size ||
@@ -604,7 +604,7 @@ static int is_known(const Rows *self, const uint8_t *bytes, const Known *known, 
            memcmp(pieces + IDENTITY_SIZE + known->rest_size, row + self->counters_at, known->counters_size) == 0;
 }
 
-/* The dump under way has this row as it was. */
+/* Move an unchanged row from `before` to `now`. 0: done; -1: an error. */
 static int keep(Memory *memory, Known *known)
 {
     if (make_room(&memory->now) < 0)
@@ -616,7 +616,7 @@ static int keep(Memory *memory, Known *known)
     return 0;
 }
 
-/* Remember that the dump under way has this row, whose pieces are the last of the entry. */
+/* Add a row of the present dump, whose pieces are the last ones of its entry, to `now`. 0: done; -1: an error. */
 static int remember(const Rows *self, Memory *memory, PyObject *entry, const uint8_t *row)
 {
     Known known = {.head = read64(row),
@@ -649,7 +649,7 @@ static int remember(const Rows *self, Memory *memory, PyObject *entry, const uin
     return 0;
 }
 
-/* Hand one row that is new, or not as it was, to the book. */
+/* Hand a new or changed row to the book. 0: done; -1: an error. */
 static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObject *protocol, PyObject *cookie,
                      const uint8_t *row, PyObject *form)
 {
@@ -657,7 +657,7 @@ static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObjec
                                      (Py_ssize_t)IDENTITY_SIZE, cookie, row + REST_AT, self->rest_size,
                                      row + self->counters_at, self->counters_size);
     if (pieces != NULL)
-        PyObject_GC_UnTrack(pieces); /* bytes and numbers, as the collector would find */
+        PyObject_GC_UnTrack(pieces); /* it holds only bytes and numbers, so it is in no cycle */
     PyObject *message = PyBytes_FromStringAndSize((const char *)row, self->length);
     PyObject *given[] = {entry, protocol, pieces, message, form};
     PyObject *answer = pieces == NULL || message == NULL ? NULL : PyObject_Vectorcall(apply, given, 5, NULL);
@@ -667,7 +667,7 @@ static int apply_row(const Rows *self, PyObject *apply, PyObject *entry, PyObjec
     return answer == NULL ? -1 : 0;
 }
 
-/* One row that is not known by the dump before: mark it, or apply it. -1: an error. */
+/* Take in a row that `find_known` and `is_known` do not know: mark its entry as seen, or hand it to the book. -1: an error. */
 static int take_row(Rows *self, PyObject *const *arguments, int every, Memory *memory, const uint8_t *row)
 {
     PyObject *entries = arguments[2], *poll = arguments[3];
@@ -685,7 +685,7 @@ static int take_row(Rows *self, PyObject *const *arguments, int every, Memory *m
     }
     else if (!failed && SLOT(entry, self->seen) != poll)
         set_slot(entry, self->seen, Py_NewRef(poll));
-    if (!failed && entry != NULL && Py_TYPE(entry) != self->entry) /* the first one that there is */
+    if (!failed && entry != NULL && Py_TYPE(entry) != self->entry) /* the first entry of all */
         failed = learn_entry(self, entry) < 0;
     if (!failed && memory != NULL && entry != NULL && is_unchanged(self, SLOT(entry, self->last), cookie, row))
         failed = remember(self, memory, entry, row) < 0;
@@ -694,11 +694,11 @@ static int take_row(Rows *self, PyObject *const *arguments, int every, Memory *m
 }
 
 PyDoc_STRVAR(scan_doc, "scan(datagrams, index, offset, entries, poll, every, apply, protocol, form, memory)\n--\n\n"
-"Take in the row at `offset` of a datagram and those behind it that begin alike, also in the datagrams behind.\n\n"
+"Take in the row at `offset` of a datagram, and those after it that begin alike, also in later datagrams.\n\n"
 "Args:\n    memory: The `Memory` of this dump, or `None`.\n\n"
-"Returns:\n    Index and offset behind them, and their number.");
+"Returns:\n    (index, offset, rows): the place after them, and their number.");
 
-/* The rows of one datagram that begin alike. */
+/* Take in the rows of one datagram, from `offset` on, that begin alike. 0: done; -1: an error. */
 static int take_rows(Rows *self, PyObject *const *arguments, int every, Memory *memory, const uint8_t *data,
                      Py_ssize_t size, Py_ssize_t *offset)
 {
@@ -721,7 +721,7 @@ static int take_rows(Rows *self, PyObject *const *arguments, int every, Memory *
     return 0;
 }
 
-/* True if a datagram begins like a row of another one, which belongs to the same answer. */
+/* True if a datagram begins like this row of the one before, so that it continues the same answer. */
 static int goes_on(PyObject *datagram, const uint8_t *row)
 {
     return PyBytes_CheckExact(datagram) && PyBytes_GET_SIZE(datagram) >= 12 &&
@@ -1610,7 +1610,7 @@ static PyType_Spec reports_spec = {"nstat_async._speedups.Reports", sizeof(Repor
 
 static PyMethodDef rows_methods[] = {{"scan", (PyCFunction)(void (*)(void))Rows_scan, METH_FASTCALL, scan_doc},
                                      {NULL, NULL, 0, NULL}};
-static PyType_Slot rows_slots[] = {{Py_tp_doc, "Takes in dump rows of one length."},
+static PyType_Slot rows_slots[] = {{Py_tp_doc, "Takes in rows of dumps whose messages have one length."},
                                    {Py_tp_new, PyType_GenericNew},
                                    {Py_tp_init, Rows_init},
                                    {Py_tp_dealloc, Rows_dealloc},
@@ -1623,7 +1623,7 @@ static PyType_Spec rows_spec = {"nstat_async._speedups.Rows", sizeof(Rows), 0, P
 
 static PyMethodDef memory_methods[] = {{"begin", (PyCFunction)Memory_begin, METH_NOARGS, begin_doc},
                                        {NULL, NULL, 0, NULL}};
-static PyType_Slot memory_slots[] = {{Py_tp_doc, "What the last dump of a kind had, in its order."},
+static PyType_Slot memory_slots[] = {{Py_tp_doc, "The rows of the last dump of a kind, in its order."},
                                      {Py_tp_new, PyType_GenericNew},
                                      {Py_tp_dealloc, Memory_dealloc},
                                      {Py_tp_traverse, Memory_traverse},
@@ -2043,13 +2043,13 @@ static PyObject *follow(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 PyDoc_STRVAR(follow_doc, "follow(file, request, at, port, number) -> [answer]\n\nAs `follow` of _io/successors.py, of a socket.");
 
-/* --- counters of the kernel: to wake the interpreter for nothing costs more than to read them ------------------- */
+/* --- counters of the kernel: waking the interpreter without need would cost more than reading them ---------------- */
 
 typedef struct { /* the array of `Counters.numbers` */
     int64_t files[3], connections, datagrams, sockets[5], readings, moved;
 } Counts;
 
-/* The numbers at these places among the words of a text, which is ended by a NUL. */
+/* Read the numbers at these places among the words of a text that ends with NUL. Returns 0 or an error number. */
 static int numbers_at(const char *text, const int *places, int count, int64_t *numbers)
 {
     int place = 0;
@@ -2076,7 +2076,7 @@ static int read_file(int64_t file, const char *behind, const int *places, int co
         return errno;
     text[size] = 0;
     const char *at = text;
-    for (int line = 0; behind != NULL && at != NULL && line < 2; line++) /* the first such line has the names */
+    for (int line = 0; behind != NULL && at != NULL && line < 2; line++) /* the first line that begins so has the names, the second the numbers */
         if ((at = strstr(at, behind)) != NULL)
             at += strlen(behind);
     return at == NULL ? ENODATA : numbers_at(at, places, count, numbers);
@@ -2107,7 +2107,8 @@ static int read_counts(Counts *counts, int most)
     return 0;
 }
 
-/* Read all until one moved; that often at most, or until something can be read from `stop`. */
+/* Read all counters after each pause, until one of them moved, `times` times at most, or until `stop` is readable. Returns 0 or
+ * an error number. */
 static int watch_counts(int stop, Counts **watched, Py_ssize_t count, double pause, Py_ssize_t times, int most)
 {
     const struct timespec rest = {(time_t)pause, (long)((pause - (double)(time_t)pause) * 1e9)};
