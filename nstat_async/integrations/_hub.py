@@ -62,7 +62,7 @@ class Hub:
         self.failure: Exception | None
         """Why the monitor failed, if it did."""
         self.on_failure: Callable[[], object] = lambda: None
-        """Called when the monitor failed."""
+        """Called when the monitor failed, unless that was the end of a recorded run."""
         self.max_clients = max_clients
         self.max_pending = max_pending
         self._open_monitor = open_monitor
@@ -131,7 +131,8 @@ class Hub:
         """Keep the error: page, streams and health show it from now on."""
         self.state, self.failure = f"failed: {why}", error
         self.log.end(why)
-        self.on_failure()
+        if not getattr(error, "recorded", False):  # what a recording has stays to be looked at
+            self.on_failure()
 
     def reader(self, chosen: Filter | None) -> Reader:
         """A place in the log for one more client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -89,6 +90,19 @@ async def test_a_server_whose_monitor_failed_says_so_for_a_while_and_ends_with_t
         with pytest.raises(NstatError, match="the kernel went away"):
             await serve_forever(lambda: monitor, port=0, ready=found.extend)
     assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_a_recorded_run_that_failed_stays_to_be_looked_at(monkeypatch):
+    monkeypatch.setattr(server, "LAST_WORDS_SECONDS", 0.0)
+    monitor, error = FakeMonitor(), NstatError("the kernel went away")
+    error.recorded = True
+    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
+        monitor.end(error)
+        while (await client.get(f"{address}healthz")).status_code != 503:
+            await asyncio.sleep(0)
+        for _ in range(3):
+            assert "the kernel went away" in (await client.get(f"{address}processes")).json()["state"]
 
 
 @pytest.mark.asyncio
