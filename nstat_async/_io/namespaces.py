@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from .._errnos import MORE_FILES
+from .._errnos import MORE_FILES, MORE_THREADS
 from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from .bpfload import namespace_cookie
@@ -141,12 +141,12 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a pipe
         in_namespace(descriptor, lambda: None)
         facts = os.fstat(descriptor)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if descriptor >= 0:
             os.close(descriptor)
         label = _label(namespace)
         what = label if label == path else f"{label} ({path})"
-        if error.errno == errno.EINVAL:  # setns of any other file
+        if isinstance(error, OSError) and error.errno == errno.EINVAL:  # setns of any other file
             detail = (
                 f"{what} is not a network namespace: name one of ip netns, a pid, or a file such as /proc/PID/ns/net"
             )
@@ -155,7 +155,9 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
     return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor
 
 
-def _unavailable(what: str, error: OSError) -> BackendUnavailableError:
+def _unavailable(what: str, error: OSError | RuntimeError) -> BackendUnavailableError:
+    if isinstance(error, RuntimeError):  # of the thread that enters a namespace
+        return BackendUnavailableError("sock_diag", UnavailableReason.RESOURCE, f"{what}: {error}; {MORE_THREADS}")
     reason = _REASONS.get(error.errno or 0, UnavailableReason.RESOURCE)
     remedy = f"; {MORE_FILES}" if error.errno == errno.EMFILE else ""
     return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}{remedy}")
@@ -183,7 +185,9 @@ class NamespaceFinder:
         """The namespaces that are watched from outside."""
         self._wants_outside = False
         self._shown: set[int] = set()
-        """Inodes of namespaces for which the present round met a process that shows their tables."""
+        """Inodes of namespaces for which the last whole round met a process that shows their tables."""
+        self._showing: set[int] = set()
+        """The same of the present round."""
         self._watched = watched
         self._most = room() if most is None else most
         self._numbers: dict[int, int] = {}
@@ -198,6 +202,8 @@ class NamespaceFinder:
         self.closed = False
         """True if no other namespace can be entered."""
         self._hidden = 0
+        """Processes that did not show their namespace in the last whole round."""
+        self._hiding = 0
         self._first = True
         self._round: Iterator[None] | None = None
         self._met: dict[int, str] = {}
@@ -216,6 +222,8 @@ class NamespaceFinder:
                 in_namespace(own, lambda: None)
             finally:
                 os.close(own)
+        except RuntimeError as error:
+            raise _unavailable("netns all", error) from error
         except OSError as error:
             self.closed = error.errno == errno.EPERM
             if not self.closed:
@@ -241,7 +249,7 @@ class NamespaceFinder:
 
     def _look(self, until: float) -> NamespacesAnswer:
         if self._round is None:
-            self._met, self._hidden, self._shown, self._round = {}, 0, set(), self._walk()
+            self._met, self._hiding, self._showing, self._round = {}, 0, set(), self._walk()
             if self._wants_outside:
                 self.outside.begin_round()
         done = False
@@ -252,7 +260,7 @@ class NamespaceFinder:
             done = True
         found, gone = list(self._open_new()), list[int]()
         if done:
-            self._round = None
+            self._round, self._shown, self._hidden = None, self._showing, self._hiding
             gone = list(self._missing())
             if self._wants_outside:
                 came, went = self.outside.end_round(self._watched.networks, self._next)
@@ -285,7 +293,7 @@ class NamespaceFinder:
             try:
                 match = _LINK.fullmatch(os.readlink(path))
             except PermissionError:
-                self._hidden += not (self._wants_outside and self._is_shown(pid, f"pid:{pid}"))
+                self._hiding += not (self._wants_outside and self._is_shown(pid, f"pid:{pid}"))
             except OSError:
                 pass
             else:
@@ -293,7 +301,7 @@ class NamespaceFinder:
                     inode = int(match[1])
                     label = label_of(self._met.setdefault(inode, path))
                     if self._is_closed(inode) and self._is_shown(pid, label):
-                        self._shown.add(inode)
+                        self._showing.add(inode)
             yield
 
     def _is_closed(self, inode: int) -> bool:

@@ -599,6 +599,31 @@ def test_what_cannot_be_entered_is_watched_from_outside_if_that_is_asked_for(mon
             watched.close()
 
 
+@pytest.mark.linux
+def test_a_round_that_is_not_whole_changes_no_count_of_what_is_not_watched(monkeypatch):
+    links = {1: None, 2: "net:[22]", 3: "net:[33]"}
+
+    def readlink(path):
+        if (link := links[int(path.split("/")[2])]) is None:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return link
+
+    finder = NamespaceFinder(Watched())
+    monkeypatch.setattr("nstat_async._io.namespaces.in_namespace", may_not)
+    finder.begin()
+    monkeypatch.setattr("nstat_async._io.namespaces._mounted", list)
+    monkeypatch.setattr("nstat_async._io.namespaces.all_pids", lambda: [3, 2, 1])
+    monkeypatch.setattr("nstat_async._io.namespaces.os.readlink", readlink)
+    monkeypatch.setattr(NamespaceFinder, "_open", lambda finder, inode, _path: finder._closed.add(inode))
+    monkeypatch.setattr(NamespaceFinder, "_is_shown", lambda _finder, pid, _label: pid == 3)
+    counts = []
+    for budget in (60.0, 60.0, -1.0, 60.0):  # the first answer has no limit
+        monkeypatch.setattr("nstat_async._io.namespaces.BUDGET", budget)
+        answer = finder.answer(NamespacesRequest(outside=True))
+        counts.append((answer.whole, answer.closed, answer.hidden))
+    assert counts == [(True, 1, 1), (True, 1, 1), (False, 1, 1), (True, 1, 1)]
+
+
 def may_not(*_arguments):
     raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -626,6 +651,21 @@ def test_a_long_round_is_made_in_pieces_and_only_two_whole_ones_prove_an_absence
         assert gone[-1]
     finally:
         watched.close()
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("netns", ["all", [os.getpid(), "/proc/self/ns/net"]])
+def test_without_a_thread_that_could_enter_it_is_refused_and_nothing_is_left_open(monkeypatch, netns):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr("nstat_async._io.namespaces.namespaces_equal", lambda _path: False)
+    with pytest.raises(BackendUnavailableError, match="can't start new thread; raise the limit") as caught:
+        NamespaceFinder(Watched()).begin() if netns == "all" else open_namespaces(tuple(netns))
+    assert caught.value.reason is UnavailableReason.RESOURCE
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.linux
