@@ -17,7 +17,6 @@ from collections import Counter
 from typing import Any, Union
 
 import anyio
-import anyio.to_thread
 import attrs
 
 from . import __version__
@@ -25,6 +24,7 @@ from ._compiled import SPEEDUPS
 from ._contract import Backend
 from ._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError
 from ._events import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted
+from ._io.threads import in_thread
 from ._model import Capabilities, Counts, Flow, Proof, Provider, Visibility
 from ._monitor import Monitor
 from .backends._registry import ROWS
@@ -274,7 +274,7 @@ async def _self_check(monitor: Monitor, name: str) -> Finding:
         try:
             # Sockets stay in the network namespace of the thread that made them, and a worker thread may be in another one.
             with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-                ports = await anyio.to_thread.run_sync(_exchange, listener, client)
+                ports = await in_thread(_exchange, listener, client)
         except OSError as error:
             return Finding(f"{name} self-check", Status.WARN, f"loopback does not work here: {error.strerror or error}")
         steps: dict[str, Counts | None] = {}

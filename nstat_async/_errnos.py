@@ -4,6 +4,10 @@ from __future__ import annotations
 
 MORE_FILES = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
 """What helps against too many open files."""
+NO_THREAD = "can't start new thread"
+"""Python's `RuntimeError` for a thread that the system refuses."""
+MORE_THREADS = "raise the limit (ulimit -u, TasksMax= of a service, or pids.max of a container)"
+"""What helps against it."""
 
 _ERRORS = {
     1: "Operation not permitted",

@@ -200,6 +200,15 @@ def test_a_server_that_does_not_come_back_ends_the_monitor_with_an_error_that_sa
     run(body)
 
 
+def test_a_path_that_is_too_long_for_a_socket_is_refused_as_that(run, tmp_path):
+    async def body():
+        with pytest.raises(BackendUnavailableError, match="path too long"):
+            async with Monitor(backend=UnixSocket(str(tmp_path / ("x" * 200)), KERNEL)):
+                pass
+
+    run(body)
+
+
 def test_a_server_that_comes_back_in_time_is_found_again(run, kernel, path, monkeypatch):
     monkeypatch.setattr(_sockets, "REOPEN_DELAYS", (0.01,) * 200)
     server = kernel.serve_unix(path)

@@ -50,9 +50,18 @@ class NameResolver:
                 self._asked.add(address)
                 self._queue.put_nowait(address)
                 if self._threads < _THREADS:
-                    self._threads += 1
-                    threading.Thread(target=self._work, name="nstat-names", daemon=True).start()
+                    self._start()
         return None
+
+    def _start(self) -> None:
+        """Start one more thread; where none can be started, what waits is asked for again when it is shown again."""
+        try:
+            threading.Thread(target=self._work, name="nstat-names", daemon=True).start()
+            self._threads += 1
+        except RuntimeError:
+            if not self._threads:
+                self._asked.clear()
+                self._queue.queue.clear()
 
     def wait(self, seconds: float) -> None:
         """Wait until all look-ups are done, or for this many seconds."""

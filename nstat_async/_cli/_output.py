@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 import anyio
-import anyio.to_thread
 import attrs
 
 from .._escape import escape
+from .._io.threads import in_thread
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -105,7 +105,7 @@ class Output:
                         await anyio.wait_writable(self._number)
                     self._write(part)
             elif self._kind == stat.S_IFSOCK or is_terminal(self.stream):
-                await anyio.to_thread.run_sync(self._write, text, abandon_on_cancel=True)
+                await in_thread(self._write, text, abandon_on_cancel=True)
             else:
                 self._write(text)
 
@@ -184,10 +184,14 @@ def events_text(number: int, losses: int = 0) -> str:
     return f"{number} event{'' if number == 1 else 's'}{gaps}"
 
 
+def in_one_line(text: str) -> str:
+    """A text without anything that moves or colours what a terminal shows."""
+    return "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
+
+
 def complain(text: str) -> None:
     """Write one line to standard error, escaped."""
-    line = "".join(char if char.isprintable() else escape(char) for char in " ".join(text.splitlines()))
-    say(f"nstat-async: {line}\n")
+    say(f"nstat-async: {in_one_line(text)}\n")
 
 
 def say(text: str) -> None:

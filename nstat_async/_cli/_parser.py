@@ -9,6 +9,8 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
+from ._output import in_one_line
+
 _USAGE = 2
 _PARAMETERS = {
     "record_to": "file",
@@ -48,7 +50,9 @@ class Parser(argparse.ArgumentParser):
         choice = _CHOICE.search(message)
         hint = did_you_mean(choice[1], choice[2].split(", ")) if choice else ""
         usage = self.format_usage().strip()
-        self.exit(_USAGE, f"{self.prog}: error: {message}{hint}\n{usage}     ({self.prog} --help says more)\n")
+        self.exit(
+            _USAGE, f"{self.prog}: error: {in_one_line(message)}{hint}\n{usage}     ({self.prog} --help says more)\n"
+        )
 
     def misused(self, text: str) -> NoReturn:
         """Report a mistake that the library found: its parameter becomes the name of an option."""

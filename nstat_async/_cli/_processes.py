@@ -9,11 +9,11 @@ from time import time
 from typing import Literal
 
 import anyio
-import anyio.to_thread
 
 from .. import Monitor
 from .._checks import LONGEST_SECONDS
 from .._errors import NstatError, StreamEndedError, UsageError
+from .._io.threads import in_thread
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._cells import bytes_text
 from ._formats import row_form
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         if every is None or scope.was_cancelled or failure is not None:  # what was counted is not lost by a failure
             if view.names is not None:
                 lines(monitor)  # asks for the names
-                await anyio.to_thread.run_sync(view.names.wait, _NAMES)
+                await in_thread(view.names.wait, _NAMES)
             await output.send(lines(monitor))
         if failure is not None:
             raise failure

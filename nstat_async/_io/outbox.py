@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from .._errors import UsageError
 from ..fleet import Message
 from .sqlite import why_not_opened
+from .threads import in_thread
 
 _APPLICATION_ID = 0x6E73706F  # "nspo", in the file's header
 _PAGE = 4096
@@ -196,7 +196,7 @@ class Spool(Outbox):
             if self._file is None:
                 return None
             try:
-                return await anyio.to_thread.run_sync(work, self._file, *values)
+                return await in_thread(work, self._file, *values)
             except sqlite3.Error as error:
                 if "is full" not in str(error):  # the limit, or the disk
                     self._fail(error)

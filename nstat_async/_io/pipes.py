@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
+from .._errnos import MORE_THREADS
 from . import system
 
 TICK = 0.1
@@ -120,10 +121,14 @@ class PipeWriter:
                 raise self._error
             if len(self._waiting) >= MOST_WAITING:
                 self._give_up()
-            self._waiting += data
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="nstat-async-pipe", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise OSError(errno.EAGAIN, f"{error}; {MORE_THREADS}") from error
+                self._thread = thread
+            self._waiting += data
             self._changed.notify_all()
         return len(data)
 

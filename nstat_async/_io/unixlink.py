@@ -6,7 +6,6 @@ directions; end of file means that the control is gone. Answers may come a momen
 
 from __future__ import annotations
 
-import os
 import socket
 
 from .._contract import Channel
@@ -34,7 +33,7 @@ class UnixTransport(PreparedTransport):
             sock.connect(self._path)
         except OSError as error:
             sock.close()
-            detail = f"cannot connect to {self._path}: {os.strerror(error.errno or 0)}"
+            detail = f"cannot connect to {self._path}: {error.strerror or error}"
             denied = isinstance(error, PermissionError)
             reason = UnavailableReason.PERMISSION if denied else UnavailableReason.MISSING
             raise BackendUnavailableError("unix", reason, detail) from error

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import attrs
 
 from nstat_async._checks import LONGEST_SECONDS, check_number, check_path
@@ -32,6 +31,7 @@ from nstat_async._model import Counts, Outcome
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row, RowKind
 
+from .._io.threads import in_thread
 from ._grouping import GroupBy
 from ._keeping import HOUR, give_back, join_old, largest, now_of, remove_old
 from ._rows import Loss, TableSnapshot, added_up, sum_rows
@@ -413,13 +413,13 @@ async def keep_history(
 
     again = 0.0  # time of the next attempt, after a failure
     async with monitor.subscribe() as subscription:
-        writer = await anyio.to_thread.run_sync(open_writer)
+        writer = await in_thread(open_writer)
         try:
             while events := await subscription.receive_many():
                 try:
                     writer.feed_many(events)
                     if writer.pending and anyio.current_time() >= again:
-                        await anyio.to_thread.run_sync(writer.write)
+                        await in_thread(writer.write)
                         if again:
                             logger.warning("history: %s: what waited is written", path)
                         again = 0.0
@@ -434,4 +434,4 @@ async def keep_history(
         finally:
             # Whatever ends this, received events are written.
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(writer.close)
+                await in_thread(writer.close)

@@ -132,6 +132,13 @@ def test_what_is_said_on_standard_error_cannot_steer_a_terminal():
     assert err.replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize("words", [["watch", "--\x1b[31m"], ["watch", "--pro\x1b[31m"], ["\x1b[31m"]])
+def test_a_mistaken_word_cannot_steer_a_terminal(words):
+    status, _, err = run(*words)
+    assert status == 2
+    assert err.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize(
     "command", [["replay", ""], ["serve", "--token", ""], ["emulate", "--listen="], ["history", ""]]
 )

@@ -12,7 +12,7 @@ import pytest
 
 from nstat_async import Auxiliary, AuxiliaryFailed
 from nstat_async._contract import Lookup, LookupFailed, OpenChannel, Send
-from nstat_async._errnos import MORE_FILES
+from nstat_async._errnos import MORE_FILES, MORE_THREADS
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +128,7 @@ async def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_els
             it.wires.far[0].send(b"goes on")
 
     await it.until("datagram", b"goes on", 0)
-    assert ("answer", 1, LookupFailed("no worker thread: can't start new thread")) in it.core.heard
-    assert reports(it) == [(Auxiliary.THREAD, "can't start new thread")] * 2, "once until it worked"
+    why = f"can't start new thread; {MORE_THREADS}"
+    assert ("answer", 1, LookupFailed(f"no worker thread: {why}")) in it.core.heard
+    assert reports(it) == [(Auxiliary.THREAD, why)] * 2, "once until it worked"
     assert it.feed.statistics()["failed_thread"] == 3
