@@ -302,8 +302,9 @@ class KernelFeed:
             except (OSError, EOFError) as error:
                 failure = error
             read = time.perf_counter()
+            if batch or failure is not None:
+                waiter.maybe_readable = True  # a core that heard of either hears, too, when the channel is empty
             if batch:
-                waiter.maybe_readable = True
                 core.receive_datagrams(batch, time.monotonic(), number)
             if failure is not None:
                 return self._read_failed(waiter, failure)

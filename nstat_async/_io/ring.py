@@ -52,6 +52,11 @@ class Ring:
         self._data = producer[page : page + 2 * size]
         self._headers = self._data.cast("I")
 
+    @property
+    def is_full(self) -> bool:
+        """True if the next record finds no room, or the last one found none; it stays true until something is read."""
+        return self._produced[0] - self._consumed[0] + RING_STEP >= self.size
+
     def read(self, most: int = SLICE, *, keep: bool = False) -> bytes:
         """Read the finished records at the front, with headers and with discarded ones; empty if there are none.
 
@@ -147,16 +152,26 @@ class RingChannel:
         self.receive_buffer: int | None = ring.size
         self._descriptor = descriptor
         self._ring = ring
+        self._overrun = False
+        """The ring was full, and was not read empty since then."""
 
     def fileno(self) -> int:
         """The descriptor to wait on: readable while there is a finished record."""
         return self._descriptor
 
     def read_into(self, batch: list[bytes], most: int) -> bool:
-        """Append datagrams; see `Channel`."""
+        """Append datagrams; see `Channel`.
+
+        Raises:
+            OSError: ENOBUFS: records may have found no room. It is raised once until the ring was read empty.
+        """
+        if self._ring.is_full and not self._overrun:
+            self._overrun = True
+            raise OSError(errno.ENOBUFS, "the ring was full")
         for _ in range(most):
             data = self._ring.read()
             if not data:
+                self._overrun = False
                 return False
             batch.append(data)
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from errno import EPERM
+from errno import ENOBUFS, EPERM
 from typing import Any
 
 from .._errnos import error_text
@@ -60,15 +60,23 @@ class RingSource(Source):
     def __init__(self, output: Output, programs: Programs) -> None:
         super().__init__(output, RingPurpose())
         self._programs = programs
+        self._overrun = False
+        """The ring was full, and is not read empty yet."""
 
     def receive(self, data: bytes) -> None:
         self._programs.take_records(data)
 
     def drained(self) -> None:
         self._programs.records_read()
+        if self._overrun:  # a poll asks what was lost, and maybe no other comes
+            self._overrun = False
+            self.output.repair_wanted = True
 
     def failed(self, errno: int) -> None:
-        self._programs.fail(f"the ring of eBPF records failed: {error_text(errno)}")
+        if errno == ENOBUFS and self.is_open:
+            self._overrun = True
+        else:
+            self._programs.fail(f"the ring of eBPF records failed: {error_text(errno)}")
 
 
 class MapsSource(Source):

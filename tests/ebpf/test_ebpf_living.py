@@ -386,7 +386,7 @@ def test_a_killed_reader_leaves_nothing(namespace):
 
 
 def test_a_full_ring_is_counted_exactly(namespace):
-    """Every record is either read or counted as lost; afterwards the list of counts says what they said."""
+    """Every record is either read or counted as lost, which its channel says; afterwards the list of counts says what they said."""
     with Watch(ring=4096) as watch:
         watch.drain()
         before = watch.statistics()
@@ -399,6 +399,8 @@ def test_a_full_ring_is_counted_exactly(namespace):
         assert lost > 0
         losses = LossMeter().update(statistics)
         assert [(loss.kind, loss.number) for loss in losses] == [(LossKind.RING_FULL, statistics.ring_full)]
+        with pytest.raises(OSError, match="full"):
+            watch.drain()
         watch.drain()
         for operation in losses[0].repairs:
             watch.ask(operation)
@@ -406,6 +408,8 @@ def test_a_full_ring_is_counted_exactly(namespace):
         assert seen >= {cookie(sock) for sock in sockets}
         for sock in sockets:
             sock.close()
+        with pytest.raises(OSError, match="full"):
+            watch.drain()
         watch.drain()
         for _ in range(4):  # ends that were lost: two lists without a socket prove that it is gone
             watch.ask(Operation.FLOWS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from ebpf_records import PAGE, FakeRing, encode, record
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from nstat_async._errors import ProtocolError
 from nstat_async._io.bpfload import ring_size
-from nstat_async._io.ring import Ring
+from nstat_async._io.ring import Ring, RingChannel
 from nstat_async.ebpf import RING_STEP, Kind, decode_records
 
 
@@ -45,6 +47,33 @@ def test_it_stops_before_a_busy_record():
     assert ring.read() == b""
     fake.finish(busy)
     assert cookies(ring.read()) == [2, 3]
+
+
+def test_that_records_may_have_found_no_room_is_said_once_until_it_was_read_empty():
+    fake = FakeRing()
+    channel = RingChannel(7, reader(fake))
+
+    def read():
+        batch = []
+        return channel.read_into(batch, 1), sum(len(cookies(data)) for data in batch)
+
+    while fake.submit(record(Kind.OPENED, 1)):
+        assert fake.full == 0
+    for _ in range(2):
+        with pytest.raises(OSError, match="full") as error:
+            read()
+        assert error.value.errno == errno.ENOBUFS
+        held = fake.size // RING_STEP
+        assert read() == (True, held)
+        while fake.submit(record(Kind.OPENED, 1)):
+            pass
+        assert read() == (True, held), "it is said already"
+        assert read() == (False, 0)
+        fake.submit(record(Kind.OPENED, 1))
+        assert read() == (True, 1)
+        assert read() == (False, 0)
+        while fake.submit(record(Kind.OPENED, 1)):
+            pass
 
 
 def test_discarded_records_are_stepped_over():

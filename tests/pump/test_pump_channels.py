@@ -195,6 +195,37 @@ async def test_what_was_lost_before_it_could_be_read_is_reported_and_what_still_
     assert it.core.heard[2:-1] == [("failed", 0, errno.ENOBUFS), ("failed", 0, 0)]
 
 
+async def test_after_a_loss_the_channel_is_said_to_be_empty_though_nothing_waits_in_it(it):
+    """A repair waits for that. The kernel may have had no memory for the only datagram: no other is there, or comes."""
+    errors = []
+
+    def read_into(channel, batch, most):
+        if errors:
+            raise errors.pop()
+        return type(channel).read_into(channel, batch, most)
+
+    def connect(purpose, connect=it.wires.open):
+        channel = connect(purpose)
+        channel.read_into = functools.partial(read_into, channel)
+        return channel
+
+    @it.hearing
+    def hear(*heard):
+        failed = ("failed", 0, errno.ENOBUFS) in it.core.heard
+        if heard == ("drained", 0) and not failed:
+            errors.append(OSError(errno.ENOBUFS, "no room"))
+            it.core.deadline = 0.0  # a turn that reads all channels
+        elif heard == ("deadline",):
+            it.core.deadline = 0.0  # and another one
+            if it.core.heard.count(heard) == 2:
+                it.feed.close()
+
+    it.wires.open = connect
+    with anyio.fail_after(LIMIT):
+        await it.feed.run(it.plate)
+    assert ("drained", 0) in it.core.heard[it.core.heard.index(("failed", 0, errno.ENOBUFS)) :]
+
+
 async def test_the_end_of_a_channel_is_told_once_and_the_others_go_on(it):
     it.core.next = [OpenChannel(0, 0), OpenChannel(1, 1)]
 

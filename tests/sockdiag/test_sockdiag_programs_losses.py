@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import attrs
 import pytest
 from ebpf_records import datagram_record
@@ -39,6 +41,20 @@ def test_losses_are_said_and_repaired():
     assert "PollCompleted" in kinds(kernel.wait(0.3))  # the dump that tells of connections
     kernel.poll()
     assert kernel.asked.count(Operation.FLOWS) == 2  # two whole lists tell which ends were lost
+
+
+def test_a_ring_that_was_full_is_asked_about_when_it_is_read_empty():
+    """Where no poll comes by itself, too, and once."""
+    kernel = started(interval=None)
+    kernel.session.channel_failed(RING, errno.ENOBUFS, kernel.now)
+    kernel.lost = kernel.lost._replace(ring_full=3)
+    assert not kernel.ring(datagram_record(Kind.RELEASED, 8))
+    assert kernel.session.next_deadline() is None
+    kernel.session.channel_drained(RING, kernel.now)
+    events = [*kernel.wait(0.3), *kernel.wait(0.3), *kernel.wait(0.3)]
+    assert [(e.count, e.detail) for e in events if isinstance(e, EventsLost)] == [(3, "eBPF: ring full")]
+    assert kinds(events).count("PollCompleted") == 2, "the other one repairs"
+    assert kernel.session.capabilities.ebpf == "all"
 
 
 def test_where_nothing_moved_the_maps_rest():
