@@ -296,10 +296,10 @@ class Feed(Protocol):
 
 @runtime_checkable
 class Finishes(Protocol):
-    """What a `Feed` has besides whose `close` leaves something to be waited for."""
+    """An additional method of a `Feed` that has something left to do after `close`."""
 
     async def finish(self) -> None:
-        """Wait for it, once it is closed and `run` ended: not for long, and not longer than whoever waits wants to."""
+        """Wait for a limited time, after `close` and the end of `run`; a cancellation ends the wait early."""
 
 
 @runtime_checkable

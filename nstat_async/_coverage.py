@@ -33,7 +33,7 @@ class Coverage:
     """Payload bytes that flows sent; on Linux, of TCP, those that were acknowledged."""
     rx_datagrams: int | None = None
     """UDP datagrams that the namespace received, loopback included (``InDatagrams`` of ``/proc/net/snmp``, and IPv6's);
-    `None` where nobody counts them (macOS)."""
+    `None` where they are not counted (macOS)."""
     tx_datagrams: int | None = None
     """UDP datagrams that the namespace sent."""
     flow_rx_datagrams: int | None = None

@@ -1,11 +1,11 @@
 """Between the feed and the readers: one `Distributor` for each monitor, one `Subscription` for each consumer.
 
-- Delivery is synchronous: every subscription has a buffer with a policy of its own,
-  so a slow consumer never holds up a quick one, unless it chose the policy that does.
+- Delivery is synchronous: every subscription has a buffer with a policy of its own.
+  So a slow consumer never delays another one, unless it has the policy ``block``.
 - If a consumer's filter raises, only that consumer fails.
 - A cancelled read took nothing: events leave a buffer, some at a time, only when
   the first of them is returned, without a wait in between.
-- Nothing here refers to the `Monitor`, so a forgotten monitor is collected, and noticed.
+- Nothing here refers to the `Monitor`, so a forgotten monitor is collected, and can warn.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ then bytes and packets and the kind of the interface::
 
     + 12:03:59.123   tcp    10.0.0.5:50312 > 192.0.2.1:443    pid:811 (curl)  rx 0 B (0)  tx 0 B (0)  wifi
 
-A column is as wide as its widest cell so far: the lines align, though nobody knows the next cell. An update whose line
+A column is as wide as its widest cell so far: the lines align, although the next cells are not known yet. An update whose line
 looks like the one before says what changed.
 """
 

@@ -50,7 +50,7 @@ class View:
 
     group_by: GroupBy = attrs.field(factory=GroupBy.processes)
     names: NameResolver | None = None
-    """Finds the names of remote addresses; `None`: nobody asked for names."""
+    """Finds the names of remote addresses; `None`: names are not wanted."""
     users: bool = True
     """True: the users are those of this machine, which can name them."""
 

@@ -139,7 +139,7 @@ class WireReader:
     def _doubtful(
         self, provider: int, codec: StructCodec, data: bytes
     ) -> tuple[dict[str, Any] | None, bytes, str | None]:
-        """A descriptor of a kernel whose layout nobody compiled: the proven fields, or those that newer kernels did not move."""
+        """A descriptor of a kernel newer than the known ones: the proven fields, or those that no newer kernel moved."""
         reader = self._readers.choose(provider, data, 0, len(data))
         shown = dict.fromkeys(kernel_name(field.name) for field in codec.fields)
         for name, value in reader.fields(data, 0, len(data)).items():

@@ -50,7 +50,7 @@ class BackgroundTask:
             self._soon = trio.lowlevel.current_trio_token().run_sync_soon
             trio.lowlevel.spawn_system_task(self._run, name=name)
         else:
-            import asyncio  # noqa: PLC0415  # which whoever runs on trio does without
+            import asyncio  # noqa: PLC0415  # not needed on trio
 
             self._loop = asyncio.get_running_loop()
             self._soon = self._loop.call_soon_threadsafe
@@ -74,7 +74,7 @@ class BackgroundTask:
         try:
             with self._scope:
                 await self._work()
-        except Exception as error:  # noqa: BLE001  # whoever started it asks for it
+        except Exception as error:  # noqa: BLE001  # it is handed to `ended`
             self._end(error)
         except BaseException as error:
             self._end(error)  # the loop ends, or somebody cancelled every task of it
@@ -164,7 +164,7 @@ def checkpoint_here() -> Callable[[], Awaitable[None]]:
     if trio is not None:
         checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         return checkpoint
-    import asyncio  # noqa: PLC0415  # which whoever runs on trio does without
+    import asyncio  # noqa: PLC0415  # not needed on trio
 
     return lambda: asyncio.sleep(0)
 

@@ -30,7 +30,7 @@ class Emulated:
         Raises:
             UsageError: There is no such kernel.
         """
-        from ..testing import EmulatedKernel, Workload  # noqa: PLC0415  # upward: nobody else needs it
+        from ..testing import EmulatedKernel, Workload  # noqa: PLC0415  # upward, and only needed here
 
         emulated = EmulatedKernel(self.kernel, clock=time.monotonic)
         Workload(emulated, rate=2.0, size=20, mean_life=10.0).start()

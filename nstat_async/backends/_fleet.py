@@ -88,7 +88,7 @@ class Fleet:
         if options.record_to is not None:
             raise UsageError("record_to: a fleet cannot be recorded; its stream keeps the past, and since= plays it")
         require_nats("a fleet")
-        from .._io.fleet import FleetFeed  # noqa: PLC0415  # nobody else needs it
+        from .._io.fleet import FleetFeed  # noqa: PLC0415  # only fleets need it
 
         access = self.access or NatsAccess.from_environment()
         return FleetFeed(

@@ -77,7 +77,7 @@ class Flag(enum.IntFlag):
     ERROR_KNOWN = 64
     """TCP, at the end: the third byte of the flags is the error that ended it (``sk_err``)."""
     SHUT_FOR_READING = 128
-    """TCP, at the end: nobody could read from it any more."""
+    """TCP, at the end: the socket was shut down for reading."""
 
 
 class SocketType(enum.IntEnum):

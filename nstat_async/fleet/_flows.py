@@ -53,7 +53,7 @@ class FleetFlows:
         self.report(attrs.evolve(event, time=time, flow=known.flow))
 
     def give_up(self, view: HostView, known: Open, time: float, reason: RemovalReason) -> None:
-        """Remove a flow that is no longer known, with the counts that were heard last."""
+        """Remove a flow that is no longer known, with the last counts that are known."""
         self._close(view, known)
         self.report(FlowRemoved(time, known.flow, known.counts, final=False, reason=reason))
 

@@ -106,7 +106,7 @@ class Hub:
             reader.end()
 
     async def _feed(self, subscription: Subscription) -> None:
-        # A recording has its own time; rates of a running kernel go by a clock that nobody sets.
+        # A recording has its own time; rates of a running kernel go by the monotonic clock.
         recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
         try:
             while events := await subscription.receive_many():

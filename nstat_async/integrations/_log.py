@@ -275,7 +275,9 @@ class Reader:
         while not self._ready:
             if self._step():
                 if not self._ready:
-                    await anyio.lowlevel.checkpoint()  # nobody waits long for one that has much to catch up on
+                    await (
+                        anyio.lowlevel.checkpoint()
+                    )  # other tasks do not wait for a reader that has much to catch up on
             elif end := self._end or self._log.last_words:
                 self._ended = True
                 self.close()

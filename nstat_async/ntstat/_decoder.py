@@ -74,12 +74,12 @@ class Listener(Protocol):
 
 
 class Decoder:
-    """Decodes what one control socket says.
+    """Decodes the messages of one control socket.
 
     Args:
         table: Where sources go.
         emit: Where events about the stream itself go.
-        client: Who hears the replies.
+        client: Gets the replies.
         strict: Raise `ProtocolError` for undecodable bytes.
     """
 

@@ -65,7 +65,7 @@ class RecordKind(enum.Enum):
 class Record(NamedTuple):
     """One record: a tuple, because a recording has millions. ``_replace`` makes a changed one."""
 
-    index: int  # type: ignore[assignment]  # nobody looks for a record's fields by value
+    index: int  # type: ignore[assignment]  # a method of tuples, which records do not need
     """Its number in the file, from 0, without `META` records; in JSON Lines the line's ``"i"`` if it has one.
     A `META` record has the number of the record after it."""
     kind: RecordKind

@@ -86,7 +86,7 @@ def is_ours(file: BinaryIO) -> bool:
     Raises:
         OSError: It cannot be read.
     """
-    import json  # noqa: PLC0415  # everybody imports this module, and few record
+    import json  # noqa: PLC0415  # this module is always imported, and few programs record
 
     from ._native import MAGIC  # noqa: PLC0415  # as above
 

@@ -102,7 +102,7 @@ class Endings:
         self._located = located
         """Says whether the addresses of this machine are known, or given up."""
         self._early: list[Ending] = []
-        """Ends that came before that, so that nobody knows whether the other end is on this machine."""
+        """Ends that came before that: it is not known whether the other end is on this machine."""
         self._output = output
         self._book = book
         self._lookups = lookups

@@ -96,7 +96,7 @@ class RemovalSource(Source):
     def failed(self, errno: int) -> None:
         """The kernel could not queue notifications; how many, it does not say.
 
-        It goes on dropping them without a word until the queue is empty (``NETLINK_S_CONGESTED``), so the repair
+        It goes on dropping them without a report until the queue is empty (``NETLINK_S_CONGESTED``), so the repair
         begins at `drained`.
         """
         if not self.is_open or is_refusal(errno):

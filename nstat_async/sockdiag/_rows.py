@@ -43,7 +43,7 @@ _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
 _MAPPED = bytes(10) + b"\xff\xff"
 REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
-"""States of rows that are no sockets any more, or none yet."""
+"""States of rows whose sockets do not exist any more, or do not exist yet."""
 _MAX_FORMATS = 256
 """Most formats that are kept; a kernel has a dozen message lengths."""
 

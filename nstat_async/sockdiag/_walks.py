@@ -38,7 +38,7 @@ SHARE = 16
 AT_ONCE = 256
 """Most look-ups without an answer: some milliseconds."""
 _FRAME = 2
-"""Rows of a walk that are no sockets: the first and the last."""
+"""The number of rows of a walk that are not sockets: the first and the last."""
 
 
 class Walks:

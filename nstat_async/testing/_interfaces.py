@@ -108,7 +108,7 @@ class EmulatedInterface:
         return _IFT.get(self.kind, 6)
 
 
-# attrs writes the constructor before the class has its name, which whoever evaluates its annotations needs.
+# attrs makes the constructor before the class has its name, which is needed to evaluate the annotations.
 EmulatedInterface.__init__.__annotations__["delegate"] = EmulatedInterface | None
 
 _RELEASES = (

@@ -75,7 +75,7 @@ class ScriptedMachine(Machine):
     def open_flow(
         self, provider_id: int, fields: Mapping[str, Any] | None = None, *, inbound: bool = False
     ) -> EmulatedFlow:
-        """Make a flow from raw fields and announce it to whoever watches its provider."""
+        """Make a flow from raw fields, and announce it to the clients that watch its provider."""
         one_of("provider_id", provider_id, self.release.providers)
         instance("fields", fields if fields is not None else {}, Mapping)
         flag("inbound", inbound)

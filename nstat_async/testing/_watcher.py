@@ -173,7 +173,7 @@ class Watcher(ControlSocket):
         return 0
 
     def flush(self) -> None:
-        """Queue the batch; a refused one is gone, and nobody hears of it."""
+        """Queue the batch; a refused one is lost without a report."""
         if self._batch:
             self.enqueue_batch(b"".join(self._batch))
             self._batch.clear()
