@@ -78,11 +78,7 @@ TESTS = {
     "nstat_async/_io/reach.py": ("tests/sockdiag/test_sockdiag_pulse_budget.py",),
     "nstat_async/_io/successors.py": ("tests/sockdiag/test_sockdiag_successors.py",),
     "nstat_async/_io/outside.py": ("tests/sockdiag/test_sockdiag_outside.py",),
-    "nstat_async/_io/pipes.py": (
-        "tests/recording/test_recording_file.py",
-        "tests/test_record.py",
-        "tests/test_replay.py",
-    ),
+    "nstat_async/_io/pipes.py": ("tests/test_pipes.py", "tests/test_record.py", "tests/test_replay.py"),
     "nstat_async/_io/proctables.py": ("tests/sockdiag/test_sockdiag_outside.py",),
     "nstat_async/_io/record.py": (
         "tests/test_recorded_core.py",

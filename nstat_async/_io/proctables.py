@@ -33,9 +33,9 @@ class Reading:
     """The content of a table."""
 
     rows: list[TableRow]
-    malformed: int = 0
+    malformed: int
     """How many lines could not be parsed: a newer kernel may have another format."""
-    cut: bool = False
+    cut: bool
     """True if the table was too long to be read whole."""
 
 

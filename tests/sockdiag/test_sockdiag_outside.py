@@ -98,6 +98,11 @@ def test_of_a_long_table_the_beginning_is_read_and_that_is_said(tmp_path):
     assert (len(whole.rows), whole.cut) == (9, False)
     cut = read_table(str(tmp_path), "tcp", len(HEAD) + 3 * len(line_of(ROW)) + 7)
     assert (len(cut.rows), cut.malformed, cut.cut) == (3, 0, True)
+    most = read_table(str(tmp_path), "tcp", len(HEAD) + 9 * len(line_of(ROW)))
+    assert (len(most.rows), most.cut) == (9, False)
+    frames = "sk RefCnt Type Proto Iface R Rmem User Inode\n" + "c0ffee00 3 10 88CC 2 1 0 1000 13\n" * 2
+    (tmp_path / "packet").write_text(frames)
+    assert [row.inode for row in read_table(str(tmp_path), "packet", len(frames) - 3).rows] == [13]
 
 
 def test_tables_are_read_one_after_the_other_with_what_is_wrong_in_each(tmp_path, monkeypatch):
@@ -533,8 +538,24 @@ def test_the_cgroup_of_a_namespace_is_that_of_all_its_processes_or_none(outside,
     assert outside.cgroups == cgroups
 
 
+def test_what_becomes_of_one_says_nothing_of_the_others(outside):
+    met(outside, (1, 100), (2, 200), (3, 300))
+    assert met(outside, (1, 100), (3, 300)) == ([], [])
+    assert met(outside, (1, 100), (3, 300)) == ([], [11])
+
+
+def test_the_first_processes_of_one_are_remembered_and_no_more(outside):
+    pids = range(1, io_outside.PIDS + 3)
+    met(outside, *((pid, 100) for pid in pids))
+    assert outside._spaces[10].pids == tuple(pids)[: io_outside.PIDS]
+
+
 def test_they_are_bounded(outside, monkeypatch):
     monkeypatch.setattr(io_outside, "MOST", 2)
+    assert (outside.beyond, outside.cgroups) == (0, ())
+    met(outside, (1, 100))
+    assert outside.beyond == 0
+    outside.release(10)
     found, _ = met(outside, (1, 100), (2, 200), (3, 300))
     assert (len(found), outside.beyond) == (2, 1)
     outside.release(10)
@@ -562,6 +583,10 @@ def test_a_reading_is_told_in_pieces_with_the_pause_that_pays_for_it(outside, mo
     rest = [outside.tables(attrs.evolve(request, rest=True)) for _ in range(2)]
     assert [(len(each.rows), each.more, each.pause) for each in rest] == [(2048, True, 0.0), (904, False, 0.0)]
     assert outside.tables(attrs.evolve(request, namespace=12)).unread, "nobody knows it"
+    assert outside.tables(request).more
+    monkeypatch.setattr(io_outside, "network_at", lambda _net: None)
+    answer = outside.tables(request)
+    assert (answer.unread, answer.rows, answer.more) == (True, (), False), "what was left is of before"
 
 
 def test_a_process_that_went_elsewhere_meanwhile_shows_nothing(outside, monkeypatch):
