@@ -57,6 +57,18 @@ def _learned_unique_pid(old: Hashable, new: Hashable) -> bool:
     return isinstance(old, tuple) and isinstance(new, tuple) and old[1] is None and old[0] == new[0]
 
 
+def _learned_program(old: Flow, new: Flow) -> bool:
+    """True if the executable of a process is known now: until then its title was its name."""
+    before, now = old.process, new.process
+    if before is None or now is None or before.key != now.key:
+        return False
+    return before.path is None and now.path is not None
+
+
+def _no_more(_old: Flow, _new: Flow) -> bool:
+    return False
+
+
 def _always(_old: Hashable, _new: Hashable) -> bool:
     return True
 
@@ -96,6 +108,8 @@ class GroupBy:
     refines: Callable[[Hashable, Hashable], bool] = _never
     """Says whether a flow's new key means the same as its old one, only more exactly. The
     flow's earlier traffic then moves to the new key; otherwise it stays with the old one."""
+    learns: Callable[[Flow, Flow], bool] = _no_more
+    """Says the same of a flow's old and new value, for keys that do not tell it."""
     needs_details: bool = False
     """True if the key is read from an event's details."""
     text: Callable[[Flow], str | None] | None = None
@@ -155,7 +169,7 @@ class GroupBy:
             key: Hashable = None if part is None else field.value_of(part)
             return key
 
-        return cls.function(of_part, name)
+        return attrs.evolve(cls.function(of_part, name), learns=_learned_program if owner == "process" else _no_more)
 
     @classmethod
     def named(cls, name: str) -> GroupBy:
@@ -185,7 +199,8 @@ class GroupBy:
         """By `Process.name`.
 
         On Linux that is the executable's, which stays whatever title a program gives itself: `named` groups by ``"process title"``.
-        If a flow's name changes (``execve``), its earlier traffic stays with the old one.
+        If a flow's name changes (``execve``), its earlier traffic stays with the old one. Where the executable becomes known
+        after the flow, as with eBPF programs, the traffic until then moves from the title to the name.
         """
         return cls.field("process name")
 

@@ -302,7 +302,7 @@ class TrafficTable:
     def _follow(self, event: FlowEvent, entry: OpenFlow) -> OpenFlow:
         """A flow changed: move it to another row if its key changed."""
         flow, old = event.flow, entry.tally
-        key = self._key(event)
+        key, before = self._key(event), entry.flow
         if key is None and self.group_by.needs_details:
             key = old.key  # a report without details says nothing
         entry.flow = flow
@@ -311,7 +311,7 @@ class TrafficTable:
             self._groups.describe(old, flow)
             return entry
         new = self._groups.of_key(old.source, key, flow, event.time)
-        if old.key is None or self.group_by.refines(old.key, key):
+        if old.key is None or self.group_by.refines(old.key, key) or self.group_by.learns(before, flow):
             # The new key is more exact: the new row gets all earlier traffic.
             old.move(entry.contribution(), new)
             entry.move_media(new)

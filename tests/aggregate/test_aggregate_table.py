@@ -626,6 +626,19 @@ def test_a_title_moves_no_traffic_to_another_name_and_another_program_takes_what
     assert {row.key: row.rx_bytes for row in table.rows()} == {"curl": 10, "wget": 5}
 
 
+def test_what_was_counted_under_a_title_is_the_programs_once_that_is_known():
+    """An eBPF record has the title alone; the executable is looked up."""
+    table = TrafficTable(GroupBy.named("process-name"))
+    titled = attrs.evolve(CURL, name="job", title="job", path=None)
+    table.feed_many([added(flow("a", titled), 1, counts(0)), updated(flow("a", titled), 2, counts(10))])
+    table.feed(updated(flow("a", attrs.evolve(titled, name="python3.11", path="/usr/bin/python3.11")), 3, counts(15)))
+    assert [(row.key, row.rx_bytes, row.flows) for row in table.rows()] == [("python3.11", 15, 1)]
+    another = Process(7, "wget", 99, path="/usr/bin/wget")
+    table.feed_many([added(flow("b", titled), 4, counts(0)), updated(flow("b", titled), 5, counts(2))])
+    table.feed(updated(flow("b", another), 6, counts(3)))
+    assert {row.key: row.rx_bytes for row in table.rows()} == {"python3.11": 15, "job": 2, "wget": 1}
+
+
 def test_only_groupings_of_one_machine_keep_the_machines_of_a_fleet_apart():
     here, there = flow("a", host="web1"), flow("b", host="web2")
     names = TrafficTable(GroupBy.process_name(), source="fleet")
