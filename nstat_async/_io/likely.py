@@ -79,19 +79,23 @@ class LikelyHolders:
 
         For the last holders these are the descriptors of their last sockets: a process that opens one socket after another
         gets the lowest free descriptor each time. For young processes it is the descriptor that the young process before had
-        for its socket, or the last descriptor.
+        for its socket, and then the last descriptor, if their number changed.
         """
         self._begun, self._changed = [], []
         for pid in self._hottest():
             yield from self._at_its_places(pid)
         self._see_newest()
-        for pid in list(reversed(self._young)):
+        young = list(reversed(self._young))
+        for pid in young if self._usual else ():
+            if pid not in self._places:  # as many descriptors as before: it may have closed one and opened this one
+                yield inode_at(pid, self._usual) or 0, pid, pid, self._usual
+        for pid in young:
             yield 0, pid, pid, 0
             size = self._size_to_look_at(pid)
             if size is not None:
                 self._changed.append(pid)
-                for descriptor in {self._usual, size - 1} if size else ():
-                    yield inode_at(pid, descriptor) or 0, pid, pid, descriptor
+                if size:
+                    yield inode_at(pid, size - 1) or 0, pid, pid, size - 1
 
     def hot(self) -> Iterator[Found]:
         """The tables of the same processes, after `ends`: `FIRST` descriptors of each, usually its newest."""

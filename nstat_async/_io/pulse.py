@@ -262,21 +262,21 @@ class Pulse:
                     report, missed = self._report_of(glance, new)
                     glance.report(report)
                     glance.look_again(new, missed, now)
-                several = len(new) > 1
-                self._rest_after(glance, time.thread_time() - began, several=several)
-                if several:
-                    glance.expect(glance.look_at)
+                self._rest_after(glance, time.thread_time() - began, len(new))
 
-    def _rest_after(self, glance: Glance, spent: float, *, several: bool = False) -> None:
-        """Delay the namespace's next look by the cost of this one: longer if little is left, or if `several` sockets came.
+    def _rest_after(self, glance: Glance, spent: float, new: int = 0) -> None:
+        """Delay the namespace's next look by the cost of this one, longer if little is left.
 
-        Dumps are granted separately, so looks without a dump go on.
+        Dumps are granted separately, so looks without a dump go on. If several new sockets came at once, more will come: the
+        next look is made after the rest, which is then not too short, without waiting for a count.
         """
         now = time.monotonic()
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
         rest = min((spent - glance.dumped) / eagerness, LONGEST_SILENCE)
-        glance.look_at = now + max(rest, SHORTEST_REST if several else 0.0)
+        glance.look_at = now + (max(rest, SHORTEST_REST) if new > 1 else rest)
+        if new > 1:
+            glance.expect(glance.look_at)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """The new sockets. A dump of all sockets is as rare as a search of all processes, unless more is saved than looks need.

@@ -189,7 +189,8 @@ def test_what_is_no_report_is_said(kernel, data):
 
 def test_reports_survive_encoding(kernel):
     report = PulseReport(((6, add(kernel, 5).message(1)), (17, add(kernel, 6, protocol=17).message(2))))
-    assert PulseReport.decode(report.encode()) == report
+    assert PulseReport.decode(bytes(report.encode())) == report
+    assert PulseReport.decode(report.encode()) is report, "what was encoded here is not decoded for nothing"
 
 
 def test_a_pulse_that_cannot_be_had_is_a_note_and_no_failure():
