@@ -171,15 +171,6 @@ def test_an_error_of_whoever_gets_the_rows_comes_through():
         speedups.Rows(100, 100, 8, 88, 12).scan((bytes(100),), 0, 0, {}, 1, False, fail, 6, None, None)
 
 
-class Known:
-    """As much of an entry as a scan needs."""
-
-    __slots__ = ("last", "seen")
-
-    def __init__(self, last):
-        self.last, self.seen = last, 0
-
-
 def row_of(cookie, counters=b"c" * 12):
     return struct.pack("=Q8x44sQ12x8s12s", 100, b"i" * 44, cookie, b"r" * 8, counters).ljust(100, b"\0")
 
@@ -220,8 +211,9 @@ class Dumps:
         def apply(entry, _protocol, pieces, _message, _form):
             applied.append(pieces[2])
             if entry is None:
-                entry = self.entries[pieces[2]] = Known(pieces)
-            entry.last, entry.seen = pieces, poll
+                entry = self.entries[pieces[2]] = Entry(lambda: None, 6, pieces, 0, 0)
+            entry.be_like(pieces)
+            entry.seen = poll
 
         if begin:
             self.memory.begin()
@@ -242,9 +234,9 @@ def test_a_row_that_the_dump_before_had_is_known_without_a_look_at_the_book(dump
     rows = [row_of(cookie) for cookie in range(1, 30)]
     assert dumps.scan(*rows, poll=1) == list(range(1, 30))
     assert dumps.scan(*rows, poll=2, entries={}) == []
-    assert {entry.seen for entry in dumps.entries.values()} == {2}
+    assert {entry.last_seen for entry in dumps.entries.values()} == {2}
     assert dumps.scan(*rows[3:9], row_of(99), *rows[9:], poll=3) == [99], "some went, one came"
-    assert dumps.entries[1].seen == dumps.entries[3].seen == 2
+    assert dumps.entries[1].last_seen == dumps.entries[3].last_seen == 2
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=4) == [10], "one changed"
     assert dumps.scan(*rows[3:9], row_of(10, b"d" * 12), *rows[10:], poll=5, entries={}) == []
 
@@ -270,7 +262,7 @@ def test_a_longer_row_that_is_where_it_was_does_not_begin_alike(dumps):
         dumps.memory.begin()
         end = dumps.take(datagrams, 0, 0, dumps.entries, 2, False, pytest.fail, 6, dumps.form, dumps.memory)
         assert end == (index, len(datagrams[index]) - 104, 2)
-    assert [entry.seen for entry in dumps.entries.values()] == [2, 2, 1]
+    assert [entry.last_seen for entry in dumps.entries.values()] == [2, 2, 1]
 
 
 def test_rows_of_another_answer_are_not_taken_for_those_behind(dumps):
@@ -285,10 +277,10 @@ def test_rows_of_another_answer_are_not_taken_for_those_behind(dumps):
 def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):
     rows = [row_of(cookie) for cookie in range(1, 4)]
     dumps.scan(*rows, poll=1)
-    dumps.entries[2].last = (-1, *dumps.entries[2].last[1:])  # as a book does with one that is dropped
+    dumps.entries[2].be_like_no_row()  # as a book does with one that is dropped
     del dumps.entries[2]
     assert dumps.scan(*rows, poll=2) == [2]
-    dumps.entries[3].last = (0, b"", 3, b"", b"")
+    dumps.entries[3].be_like((0, b"", 3, b"", b""))
     assert dumps.scan(*rows, poll=3) == [3]
 
 

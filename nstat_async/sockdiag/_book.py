@@ -212,7 +212,7 @@ class Book:
             self._dissolve(entry)
         elif counters:
             self.coverage.grew(entry, before[4], pieces[4])
-        entry.last = pieces
+        entry.be_like(pieces)
         returned, entry.absences = entry.absences > 1, 0
         if changed and before[3][4:8] != pieces[3][4:8]:
             self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
@@ -308,7 +308,7 @@ class Book:
             return False
         self._dissolve(entry)
         self._owners.forget(entry, entry.user[1])
-        entry.last = pieces
+        entry.be_like(pieces)
         return True
 
     def complete_ends(self, entry: Entry, identity: bytes) -> None:
@@ -319,7 +319,7 @@ class Book:
         head, before, *rest = entry.last
         after = ends_completed(before, identity)
         if entry.protocol == IPPROTO_TCP and after != before:
-            entry.last = (head, after, *rest)
+            entry.be_like((head, after, *rest))
             if entry.flow is not None:
                 entry.flow = self._build(entry)
 
@@ -380,7 +380,7 @@ class Book:
         """Take over the inode of a socket that had none: it was accepted."""
         head, identity, cookie, rest, counters = entry.last
         if len(rest) >= len(_NOBODY):
-            entry.last = (head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters)
+            entry.be_like((head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters))
             self._owners.want(entry)
 
     def learn_cgroup(self, entry: Entry) -> None:

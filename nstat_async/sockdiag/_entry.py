@@ -86,6 +86,16 @@ class _NoBook:
 _NO_BOOK = _NoBook()
 
 
+@attrs.define(eq=False)
+class Shared:
+    """What the scan (`_scan.Memory`) says of sockets whose rows one datagram had one after the other, to say it once for all."""
+
+    poll: int
+    """Serial of the last poll that had all these rows, unchanged."""
+    holds: bool = True
+    """False once something else was said of one of the sockets: then each must be looked at."""
+
+
 @attrs.define(eq=False, weakref_slot=False)
 class Entry:
     """One socket: a cookie in a network namespace. The fields describe its present connection."""
@@ -94,9 +104,9 @@ class Entry:
     """A weak reference to its book: without a cycle, entries that the C code makes need no garbage collector."""
     protocol: int
     last: Pieces
-    """The pieces of the last message."""
+    """The pieces of the last message; only `be_like` changes them."""
     seen: int
-    """Serial of the last poll that had the socket."""
+    """Serial of the last poll that said so of this socket alone: see `last_seen`."""
     changed: int
     """Serial of the poll that last saw it change."""
     state: int = SocketState.CLOSE
@@ -138,6 +148,13 @@ class Entry:
     """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
     """Polls in a row that did not have it: it is closed, and a process still holds its descriptor."""
+    shared: Shared | None = None
+    """What the scan says of it together with others; `None` where the C code scans."""
+
+    @property
+    def last_seen(self) -> int:
+        """Serial of the last poll that had the socket."""
+        return self.seen if self.shared is None else max(self.seen, self.shared.poll)
 
     @property
     def book(self) -> Keeper:
@@ -176,9 +193,21 @@ class Entry:
         """`user` of a row."""
         return _USER.unpack_from(pieces[3])
 
+    def be_like(self, pieces: Pieces) -> None:
+        """Take over what a message says: a row with the same pieces has nothing new."""
+        self.last = pieces
+        if self.shared is not None:
+            self.shared.holds = False
+
+    def share(self, shared: Shared) -> None:
+        """From now on the scan says of it what it says of these."""
+        if self.shared is not None and self.shared is not shared:
+            self.shared.holds = False
+        self.shared = shared
+
     def be_like_no_row(self) -> None:
         """Make sure that its next row is looked at, even if nothing in it changed."""
-        self.last = (_NO_HEAD, *self.last[1:])
+        self.be_like((_NO_HEAD, *self.last[1:]))
 
     def begin_connection(self) -> None:
         """Begin another connection of the socket, which keeps nothing of the previous one but the owner."""

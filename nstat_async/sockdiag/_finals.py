@@ -203,7 +203,7 @@ def fin_by_dump(entry: Entry, words: LastWords) -> Fin | None:
     # A dump does not lock the socket: a row may have the state before a FIN, and the counters after it. The dumping
     # thread may lose the processor in between for long (``lock_sock_fast`` in ``tcp_get_info``). So the last segment
     # must be older than the dump.
-    if came or entry.seen > entry.changed or before.last_segment_ms > _TICKS_MS + 1000 * entry.reading:
+    if came or entry.last_seen > entry.changed or before.last_segment_ms > _TICKS_MS + 1000 * entry.reading:
         return Fin(came, proven=True)
     return None
 

@@ -220,7 +220,7 @@ class Namespace:
         # that was reported twice could hide an absence until the next poll.
         if self.dumps.partial or (reliable and self.book.reported == len(entries)):
             return []
-        return [entry for entry in entries.values() if entry.seen != poll]
+        return [entry for entry in entries.values() if entry.last_seen != poll]
 
     def _judge(self, absent: list[Entry]) -> None:
         reliable = self.removals.reliable

@@ -14,13 +14,14 @@ from nstat_async.sockdiag import DiagAttribute, TcpInfo
 from nstat_async.sockdiag._book import Book
 from nstat_async.sockdiag._cgroups import CgroupSource
 from nstat_async.sockdiag._dumps import DumpSource, sequence_of
+from nstat_async.sockdiag._entry import Entry, Shared
 from nstat_async.sockdiag._links import LinkTable
 from nstat_async.sockdiag._messages import encode_done
 from nstat_async.sockdiag._output import Output
 from nstat_async.sockdiag._owners import OwnerSource
 from nstat_async.sockdiag._processes import Processes
 from nstat_async.sockdiag._rows import RowFormat, RowFormats, columns_of
-from nstat_async.sockdiag._scan import Memory, are_alike, scan
+from nstat_async.sockdiag._scan import Memory, are_alike, columns_in, scan
 from nstat_async.sockdiag._setup import NetworkNamespace
 
 
@@ -44,7 +45,8 @@ class Scanned:
         self.seen.append((entry is None, pieces[2], message))
         if entry is None:
             entry = self.book.new_entry(protocol, pieces)
-        entry.last, entry.seen = pieces, self.output.poll
+        entry.be_like(pieces)
+        entry.seen = self.output.poll
 
     def begin(self) -> int:
         """A dump begins; its sequence number."""
@@ -63,7 +65,7 @@ class Scanned:
         return self.seen
 
     def unseen(self) -> list[int]:
-        return [entry.cookie for entry in self.book.entries.values() if entry.seen != self.output.poll]
+        return [entry.cookie for entry in self.book.entries.values() if entry.last_seen != self.output.poll]
 
 
 def test_messages_of_different_lengths_mix():
@@ -160,11 +162,9 @@ def test_a_last_message_without_padding():
     assert scan.dumps.complete
 
 
-class Listed:
-    """A socket with its row."""
-
-    def __init__(self, number: int) -> None:
-        self.last, self.seen = (number,), 0
+def listed(number: int) -> Entry:
+    """A socket that no dump had yet."""
+    return Entry(lambda: None, 6, (number,), 0, 0)
 
 
 class Remembered:
@@ -175,6 +175,8 @@ class Remembered:
         self.socks = [FakeSocket(number) for number in range(400)]
         self.form = RowFormat.learn(self.socks[0].message(1))
         self.poll = 0
+        self.nobody = set()
+        """Rows that are of no socket: the remains of one."""
 
     def get(self, cookie):
         self.looks += 1
@@ -187,16 +189,19 @@ class Remembered:
 
         def apply(_entry, _protocol, pieces, _message, _form):
             applied.append(pieces[2])
-            entry = self.known.setdefault(pieces[2], Listed(pieces[2]))
-            entry.last, entry.seen = pieces, self.poll
+            if pieces[2] in self.nobody:
+                return
+            entry = self.known.setdefault(pieces[2], listed(pieces[2]))
+            entry.be_like(pieces)
+            entry.seen = self.poll
 
         self.memory.begin()
         datagrams = tuple(b"".join(self.socks[number].message(self.poll) for number in part) for part in parts)
         book = SimpleNamespace(get=self.get)
         end = scan(datagrams, 0, 0, book, self.poll, False, apply, 6, self.form, self.memory)
         assert end == (len(parts) - 1, len(datagrams[-1]), sum(map(len, parts)))
-        assert {number for part in parts for number in part} == {
-            n for n in self.known if self.known[n].seen == self.poll
+        assert {number for part in parts for number in part if number not in self.nobody} == {
+            n for n in self.known if self.known[n].last_seen == self.poll
         }
         return applied, self.looks - len(applied)  # a row that is applied is looked up before and behind
 
@@ -228,8 +233,98 @@ def test_one_of_many_rows_that_changed_costs_a_look_at_few():
         assert applied == [changed]
         assert looks <= 9
         assert dumps.dump(*parts) == ([], 0)
-    dumps.known[50].last = (0, *dumps.known[50].last[1:])
+    dumps.known[50].be_like_no_row()
     assert dumps.dump(*parts)[0] == [50], "something else told of it"
+
+
+def test_a_datagram_that_is_as_it_was_costs_no_look_at_its_sockets_and_no_datagram_is_kept():
+    """What is said of all its sockets is said once, and only the numbers that are compared stay."""
+    dumps, every = Remembered(), list(range(400))
+    parts = [every[at : at + 80] for at in range(0, 400, 80)]
+    dumps.dump(*parts)
+    dumps.dump(*parts)
+    for entry in dumps.known.values():
+        entry.seen = -1
+    assert dumps.dump(*parts) == ([], 0)
+    assert {entry.seen for entry in dumps.known.values()} == {-1}
+    assert {id(dumps.known[number].shared) for number in parts[1]} == {id(dumps.known[80].shared)}
+    kept = [column for run in dumps.memory._now for column in run.columns]
+    size = sum({"Q": 8, "I": 4}[code] * len(places) for code, places in dumps.form.columns)
+    assert sum(column.nbytes for column in kept) == 400 * size < 400 * dumps.form.stride / 2
+    assert all(len(column.obj) == column.nbytes for column in kept), "of nothing larger"
+    assert not any(run.data for run in dumps.memory._now)
+
+
+@pytest.mark.parametrize("number", [0, 79, 80, 399])
+def test_what_something_else_said_of_one_socket_is_noticed_in_a_datagram_that_is_as_it_was(number):
+    dumps, every = Remembered(), list(range(400))
+    parts = [every[at : at + 80] for at in range(0, 400, 80)]
+    for _ in range(3):
+        dumps.dump(*parts)
+    dumps.known[number].be_like((0, *dumps.known[number].last[1:]))
+    assert dumps.dump(*parts)[0] == [number]
+    dumps.known[number].be_like(dumps.known[number].last)
+    assert dumps.dump(*parts) == ([], 0), "it said nothing new"
+    assert dumps.dump(*parts) == ([], 0)
+
+
+def test_a_row_of_no_socket_between_others_stands_for_none_of_them():
+    dumps = Remembered()
+    dumps.nobody = {1}
+    for applied in ([0, 1, 2], [1], [1]):
+        assert dumps.dump([0, 1, 2])[0] == applied
+    assert dumps.dump([1, 2])[0] == [1]
+    assert dumps.known[0].last_seen == 3
+
+
+@pytest.mark.parametrize("stray", [b"\5", bytes(3), bytes(8), bytes(40)])
+def test_behind_rows_that_are_as_they_were_there_may_be_something_else(stray):
+    dumps = Remembered()
+    data = b"".join(dumps.socks[number].message(1) for number in range(20))
+    dumps.dump([*range(20)])
+    for _ in range(2):
+        dumps.memory.begin()
+        given = (data + stray,), 0, 0, dumps.known, 2, False, pytest.fail, 6, dumps.form, dumps.memory
+        assert scan(*given) == (0, len(data), 20)
+
+
+def test_a_socket_that_a_dump_has_twice_is_compared_with_what_was_said_last():
+    """It moved in the kernel's table while that was walked."""
+    dumps, one, other = Remembered(), list(range(80)), list(range(79, 160))
+    dumps.dump(one, other)
+    dumps.socks[79].info = {TcpInfo.BYTES_RECEIVED: 1}
+    moved = b"".join(dumps.socks[number].message(9) for number in other)
+    dumps.socks[79].info = {}
+    still = b"".join(dumps.socks[number].message(9) for number in one)
+    for poll in range(2, 5):
+        applied = []
+
+        def apply(entry, _protocol, pieces, _message, _form, applied=applied, poll=poll):
+            applied.append((pieces[2], pieces[4][8]))
+            entry.be_like(pieces)
+            entry.seen = poll
+
+        dumps.memory.begin()
+        scan((still, moved), 0, 0, dumps.known, poll, False, apply, 6, dumps.form, dumps.memory)
+        assert applied == [(79, 0), (79, 1)][poll == 2 :]
+        assert dumps.known[79].last[4][8] == 1
+
+
+def test_a_socket_was_last_seen_in_the_poll_that_had_its_datagram_or_that_said_so_of_it_alone():
+    entry = listed(1)
+    entry.seen = 3
+    assert entry.last_seen == 3
+    shared = Shared(5)
+    entry.share(shared)
+    assert entry.last_seen == 5
+    entry.seen = 6
+    assert entry.last_seen == 6
+    entry.share(shared)
+    assert shared.holds
+    entry.share(Shared(7))
+    assert (shared.holds, entry.last_seen) == (False, 7), "another datagram has it"
+    entry.be_like((2,))
+    assert (entry.shared.holds, entry.last_seen, entry.last) == (False, 7, (2,))
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -238,7 +333,7 @@ def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
     socks = [FakeSocket(number) for number in range(1, 9)]
     data = b"".join(sock.message(1) for sock in socks)
     form = RowFormat.learn(data[: len(data) // 8])
-    known = {number: Listed(number) for number in (2, 3)}
+    known = {number: listed(number) for number in (2, 3)}
     for number in known:
         known[number].last = next(p for p in form.format.iter_unpack(data) if p[2] == number)
     known[3].last = (0, *known[3].last[1:])
@@ -254,10 +349,10 @@ def test_a_row_that_is_as_it_was_is_marked_and_any_other_applied(every):
     memory.begin()
     assert scan((data + other,), 0, 0, known, 7, every, apply, 6, form, memory) == (0, len(data), 8)
     assert applied == [number for number in range(1, 9) if every or number != 2]
-    assert known[2].seen == (0 if every else 7)
+    assert known[2].last_seen == (0 if every else 7)
     applied.clear()
     for number, sock in enumerate(socks, 1):
-        known[number] = Listed(number)
+        known[number] = listed(number)
         known[number].last = RowFormats().cut(sock.message(1))[0]
     for behind in (b"", b"", other):
         memory.begin()
@@ -279,7 +374,7 @@ def test_of_many_rows_at_once_each_byte_of_a_piece_is_compared_and_no_other_word
         differing = set()
         for at in range(len(rows)):
             other = rows[:at] + b"\1" + rows[at + 1 :]
-            if not are_alike(memoryview(rows), memoryview(other), columns):
+            if not are_alike(memoryview(rows), columns, columns_in(memoryview(other), columns)):
                 differing.add(at % stride)
         assert differing == {*range(4, 16), *range(20, 24)}
     form = RowFormat.learn(FakeSocket(1).message(1))
