@@ -35,77 +35,97 @@ _NAMES = 3.0
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
-    output = Output()
-    backend = backend_of(arguments)
-    recorded = is_recorded(arguments)
-    options = monitor_options(arguments)
-    view = view_of(arguments)
-    if arguments.names and not view.shows_names:
-        raise UsageError(f"names: rows by {view.group_by.name} have no remote address; --by remote-address has")
-    lines_of = row_form(arguments, view, output)
-    table = TrafficTable(view.group_by, include_history=arguments.include_history or recorded)
-    every: float | None = arguments.every
-    limits = Limits(recorded=recorded)
-    counting = False
+    tables = _Tables(arguments)
+    return run_until_stopped(tables.show, duration=arguments.duration, output=tables.output, progress=tables.progress)
 
-    def progress_text() -> str:
-        if not counting:
+
+class _Tables:
+    """The tables of one run of the command."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.output = Output()
+        self._arguments = arguments
+        self._backend = backend_of(arguments)
+        self._recorded = is_recorded(arguments)
+        self._options = monitor_options(arguments)
+        self._view = view = view_of(arguments)
+        if arguments.names and not view.shows_names:
+            raise UsageError(f"names: rows by {view.group_by.name} have no remote address; --by remote-address has")
+        self._lines_of = row_form(arguments, view, self.output)
+        self._table = TrafficTable(view.group_by, include_history=arguments.include_history or self._recorded)
+        self._every: float | None = arguments.every
+        self._limits = Limits(recorded=self._recorded)
+        self._counting = False
+        # Without it a terminal shows nothing until somebody ends it, as if it did nothing.
+        shown = self._every is None and can_draw(sys.stderr)
+        self.progress = Progress(self._progress_text, every=1.0) if shown else None
+
+    def _progress_text(self) -> str:
+        if not self._counting:
             return ""
-        total = table.total()
+        total = self._table.total()
         amounts = f"rx {bytes_text(total.rx_bytes)}  tx {bytes_text(total.tx_bytes)}"
         return f"{total.flows} flows  {amounts}  (Ctrl-C prints the table)"
 
-    # Without it a terminal shows nothing until somebody ends it, as if it did nothing.
-    progress = Progress(progress_text, every=1.0) if every is None and can_draw(sys.stderr) else None
-
-    def lines(monitor: Monitor) -> list[str]:
-        limits.say(monitor)
-        rows = view.sorted(table.rows(), arguments.sort)
+    def _lines(self, monitor: Monitor) -> list[str]:
+        """The lines of the table as it is now."""
+        self._limits.say(monitor)
+        table, arguments = self._table, self._arguments
+        rows = self._view.sorted(table.rows(), arguments.sort)
         rest = unattributed_row(monitor.statistics().coverage)
         if rest is not None and rest.bytes:
             rows.append(rest)
-        found = lines_of(rows, table.time if table.time is not None else time()) + _losses(table, arguments)
-        return [*found, ""] if every is not None and arguments.format == "text" else found
+        found = self._lines_of(rows, table.time if table.time is not None else time()) + _losses(table, arguments)
+        return [*found, ""] if self._every is not None and arguments.format == "text" else found
 
-    async def work(scope: Scope) -> int:
-        nonlocal counting
-        failure: NstatError | None = None
-        # A recording has its own time; rates of a running machine use a clock that cannot be set.
-        look: Literal["events", "wall"] = "events" if recorded else "wall"
-        async with (
-            Monitor(backend=backend, **options) as monitor,
-            TableStream(monitor, table, every=every or LONGEST_SECONDS, clock=look) as looks,
-        ):
-            with scope:
-                if not recorded:
-                    await _begun(monitor)
-                    limits.say(monitor)
-                counting = True
-                try:
-                    async for _ in looks:
-                        if every is not None:
-                            await output.send(lines(monitor))
-                except NstatError as error:
-                    failure = error
-            counting = False
-            if progress is not None:
-                progress.clear()
-            if scope.was_cancelled:  # stopped while flows are open: ask for their latest counters
-                with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
-                    await monitor.poll_now()
-                if last.cancelled_caught:
-                    complain(f"the kernel did not answer a last poll within {_LAST_POLL:g} s: totals may be behind")
-                looks.catch_up()
-        if every is None or scope.was_cancelled or failure is not None:  # what was counted is not lost by a failure
-            if view.names is not None:
-                lines(monitor)  # asks for the names
-                await in_thread(view.names.wait, _NAMES)
-            await output.send(lines(monitor))
+    async def show(self, scope: Scope) -> int:
+        """Count until the end, and print the tables: at intervals, or the last one."""
+        monitor = Monitor(backend=self._backend, **self._options)
+        failure = await self._count(monitor, scope)
+        names = self._view.names
+        if (
+            self._every is None or scope.was_cancelled or failure is not None
+        ):  # what was counted is not lost by a failure
+            if names is not None:
+                self._lines(monitor)  # asks for the names
+                await in_thread(names.wait, _NAMES)
+            await self.output.send(self._lines(monitor))
         if failure is not None:
             raise failure
         return 0
 
-    return run_until_stopped(work, duration=arguments.duration, output=output, progress=progress)
+    async def _count(self, monitor: Monitor, scope: Scope) -> NstatError | None:
+        """Count until the end, and print the tables at intervals; returns the error with which the monitor failed."""
+        failure: NstatError | None = None
+        # A recording has its own time; rates of a running machine use a clock that cannot be set.
+        clock: Literal["events", "wall"] = "events" if self._recorded else "wall"
+        looks = TableStream(monitor, self._table, every=self._every or LONGEST_SECONDS, clock=clock)
+        async with monitor, looks:
+            with scope:
+                if not self._recorded:
+                    await _begun(monitor)
+                    self._limits.say(monitor)
+                self._counting = True
+                try:
+                    async for _ in looks:
+                        if self._every is not None:
+                            await self.output.send(self._lines(monitor))
+                except NstatError as error:
+                    failure = error
+            self._counting = False
+            if self.progress is not None:
+                self.progress.clear()
+            if scope.was_cancelled:
+                await self._catch_up(monitor, looks)
+        return failure
+
+    async def _catch_up(self, monitor: Monitor, looks: TableStream[TrafficTable]) -> None:
+        """Ask for the latest counters of open flows: the command was stopped."""
+        with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
+            await monitor.poll_now()
+        if last.cancelled_caught:
+            complain(f"the kernel did not answer a last poll within {_LAST_POLL:g} s: totals may be behind")
+        looks.catch_up()
 
 
 async def _begun(monitor: Monitor) -> None:
