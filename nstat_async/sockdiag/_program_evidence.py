@@ -376,6 +376,7 @@ class ProgramEvidence:
         if ended.final:  # otherwise the record, or the counts in the map, may still come
             self._past.pop(cookie)
         if waiting is not None:
+            book.remember(waiting.entry)  # it may be an earlier one of several that had this port
             self._settle(waiting, ended)
             return
         if past:
@@ -410,7 +411,7 @@ class ProgramEvidence:
         if any(same_connection(before, pieces[1]) for before in known.before):
             return  # its end was reported
         if known.flow is not None or known.ended is not None:  # the next connection has taken its number
-            if known.connection == 1:
+            if known.connection - 1 <= len(known.before):  # no earlier one is forgotten that it could be
                 self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
             return
         entry = attrs.evolve(known, last=pieces, report=None)

@@ -235,8 +235,9 @@ def same_connection(before: bytes, after: bytes) -> bool:
     """
     if SocketState.LISTEN in (before[1], after[1]):
         return before[1] == SocketState.LISTEN and not any(after[6:8])
+    same_port = before[4:6] == after[4:6]
     if not any(before[6:8]) or not any(after[6:8]):
-        return True
+        return same_port or not any(before[4:6]) or not any(after[4:6])
     # A connection that a record saw begin has no local port until a dump has it.
-    local = before[4:6] == after[4:6] or not any(before[4:6])
+    local = same_port or not any(before[4:6])
     return local and before[6:8] == after[6:8] and address_of(before, 24) == address_of(after, 24)

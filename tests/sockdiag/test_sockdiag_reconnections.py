@@ -6,7 +6,7 @@ import attrs
 import pytest
 from ebpf_records import encode, record
 from programs_fakes import PORTS, RING, Programs, attrs_of, closed, connect, removal, started
-from sockdiag_fakes import FakeSocket, flow_events, kinds
+from sockdiag_fakes import PEER, FakeSocket, flow_events, kinds
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Direction
@@ -203,6 +203,34 @@ def test_an_earlier_connection_whose_end_alone_is_recorded_has_the_process_of_th
     removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
     assert [(e.flow.remote.port, e.flow.process.pid) for e in removed] == [(81, 6), (80, 5)]
     assert kernel.session.statistics()["short_lived"] == 2
+
+
+@pytest.mark.parametrize("port", [40000, 40001], ids=["one port", "two ports"])
+def test_connections_whose_records_come_after_the_cleared_removal_of_the_last_have_numbers_of_their_own(port):
+    """The removal of an aborted connection has no remote port, and maybe no other local port than an earlier one."""
+    kernel = started()
+    kernel.feed(FakeSocket(9, bytes(4), port, remote_port=0, unacked=100).message(final=True), 1)
+    kernel.run()
+    for each, rx in ((40000, 1), (port, 2)):
+        ends = {"local_port": each, "remote_port": 80 << 8}
+        begin = record(Kind.OPENED, 9, pid=5, **ends), record(Kind.ESTABLISHED, 9, pid=5, **ends)
+        kernel.ring(*begin, record(Kind.CLOSED, 9, rx_bytes=rx, **ends))
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.local.port, e.counts.rx_bytes) for e in removed] == [("c9", 40000, 1), ("c9.2", port, 2)]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_a_connection_between_two_that_were_reported_is_said_to_be_lost():
+    kernel = started()
+    for port in (40000, 40002):
+        kernel.sockets[9] = FakeSocket(9, local_port=port)
+        kernel.poll()
+    kernel.events.clear()
+    for port in (40000, 40001):
+        ends = {"local_port": port, "remote_port": 80 << 8, "remote": PEER.ljust(16, b"\0")}
+        kernel.ring(record(Kind.CLOSED, 9, port * 10**9, **ends))
+    assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(LossCause.GOODBYE, 1)]
 
 
 def test_an_earlier_connection_of_a_socket_that_was_reported_already_is_said_to_be_lost():

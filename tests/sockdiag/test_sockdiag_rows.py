@@ -62,6 +62,9 @@ LISTENING = {"state": SocketState.LISTEN, "local": bytes(4), "remote": bytes(4),
         ({}, {"local_port": 0}, False),
         ({}, {"remote_port": 0}, True),  # the kernel forgets it when an attempt fails
         ({"remote_port": 0}, {}, True),
+        ({}, {"remote_port": 0, "local_port": 40001}, False),
+        ({"local_port": 0}, {"remote_port": 0}, True),
+        ({}, {"remote_port": 0, "local_port": 0}, True),
         ({"remote_port": 256}, {"remote_port": 512}, False),
         ({}, V6, True),  # IPV6_ADDRFORM
         (V6, {}, True),
