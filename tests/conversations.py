@@ -49,8 +49,9 @@ def raw(name: str) -> bytes:
     return lzma.decompress((ROOT / (name + _CONVERSATION)).read_bytes())
 
 
+@functools.cache  # all of them take 15 MB; each is read by twelve tests
 def load(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the lines after it, fresh objects at each call."""
+    """The header and the lines after it, which nobody may change."""
     lines = raw(name).splitlines()
     return json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
 

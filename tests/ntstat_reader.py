@@ -50,10 +50,26 @@ def choose(version: tuple[int, ...]) -> str | None:
     return chosen
 
 
+@functools.cache
+def _steps(file: str, name: str) -> list[tuple[str, int, int, str | None, int, list[int]]]:
+    """For each field of a structure its name, begin, end, code of ``struct`` (`None`: bytes), number in an array and bits."""
+    steps = []
+    for field, kind, offset, size, array, *bits in vectors()["files"][file]["structs"][name]["fields"]:
+        if kind.startswith("struct:") or size == 0:
+            continue
+        if kind == "char" or (kind == "uint8" and array):
+            code = None
+        else:
+            code = f"<{array}{_CODES[kind]}" if array else "<" + _CODES[kind]
+        steps.append((field, offset, offset + size, code, array, bits))
+    return steps
+
+
 class Reader:
     """Reads structures of one header."""
 
     def __init__(self, file: str) -> None:
+        self.file = file
         self.facts = vectors()["files"][file]
         self.structs = self.facts["structs"]
         self.by_type = {number: name for name, number in self.facts["types"].items()}
@@ -77,16 +93,14 @@ class Reader:
     def read(self, name: str, data: bytes, at: int = 0) -> dict[str, Any]:
         """All fields of a structure, by their dotted names; arrays of bytes stay bytes."""
         values: dict[str, Any] = {}
-        for field, kind, offset, size, array, *bits in self.structs[name]["fields"]:
-            if kind.startswith("struct:") or size == 0:
-                continue
-            raw = data[at + offset : at + offset + size]
-            if kind == "char" or (kind == "uint8" and array):
+        for field, begin, end, code, array, bits in _steps(self.file, name):
+            raw = data[at + begin : at + end]
+            if code is None:
                 values[field] = raw
             elif array:
-                values[field] = struct.unpack(f"<{array}{_CODES[kind]}", raw)
+                values[field] = struct.unpack(code, raw)
             else:
-                value = struct.unpack("<" + _CODES[kind], raw)[0]
+                value = struct.unpack(code, raw)[0]
                 if bits:
                     value = value >> bits[0] & (1 << bits[1]) - 1
                 values[field] = value
