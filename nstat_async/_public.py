@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -73,18 +74,25 @@ def explanations(cls: type) -> dict[str, str]:
     Raises:
         OSError: There is no source.
     """
+    found: dict[str, str] = {}
+    for each in reversed([base for base in cls.__mro__ if base.__module__ not in ("builtins", "enum")]):
+        found |= _own_explanations(each)
+    return found
+
+
+@functools.lru_cache(maxsize=256)  # help() asks several times, and each time a whole module would be parsed
+def _own_explanations(cls: type) -> dict[str, str]:
     import ast  # noqa: PLC0415  # as the next three: only help() needs it
     import inspect  # noqa: PLC0415
     import itertools  # noqa: PLC0415
     import textwrap  # noqa: PLC0415
 
     found: dict[str, str] = {}
-    for each in reversed([base for base in cls.__mro__ if base.__module__ not in ("builtins", "enum")]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(definition, ast.ClassDef)
-        for one, after in itertools.pairwise(definition.body):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
-                found |= {ast.unparse(target): str(after.value.value) for target in targets if target is not None}
-        found |= {name: str(thing.__doc__) for name, thing in vars(each).items() if isinstance(thing, property)}
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    for one, after in itertools.pairwise(definition.body):
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
+            found |= {ast.unparse(target): str(after.value.value) for target in targets if target is not None}
+    found |= {name: str(thing.__doc__) for name, thing in vars(cls).items() if isinstance(thing, property)}
     return {name: " ".join(text.split("\n\n", maxsplit=1)[0].split()) for name, text in found.items()}

@@ -15,6 +15,7 @@ import pytest
 
 import nstat_async
 from nstat_async._fields import TABLE
+from nstat_async._public import _own_explanations
 from nstat_async.recording import Recording
 
 PUBLIC = [
@@ -194,5 +195,6 @@ def test_help_says_what_each_field_and_member_of_a_public_class_means(value):
 
 def test_help_of_a_class_without_its_source_is_its_own_text(monkeypatch: pytest.MonkeyPatch):
     """As in an executable."""
+    _own_explanations.cache_clear()
     monkeypatch.setattr(inspect, "getsource", lambda _cls: (_ for _ in ()).throw(OSError("no source")))
     assert nstat_async.PollCompleted.__doc__ == "One poll of all flows is over."
