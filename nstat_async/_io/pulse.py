@@ -37,13 +37,13 @@ _log = logging.getLogger("nstat_async.pulse")
 WIDE_SHARE = 0.3
 """The part of the budget for searches through all processes and looks at crowds, which would take all of it otherwise."""
 LONGEST_DEBT = 2.0
-"""Most seconds without a dump after one that cost more than was left: where thousands of sockets came at once."""
+"""Most seconds without a dump after one that cost more than was left, as it does if thousands of sockets come at once."""
 LONGEST_SILENCE = 1.0
 """Most seconds without any look after such a dump: what it cost beyond that is paid by instalments (`Budget.defer`)."""
 MOST_CHARGED, MOST_CHARGED_EACH = 0.0005, 0.0001
-"""Most seconds of CPU that are charged for the reading of a report, and for each socket in it: more was other work in between."""
+"""Most seconds of CPU that are charged for the reading of a report, and for each socket in it: what exceeds them was other work."""
 USUAL_PAUSE = 0.02
-"""Seconds between two looks for which that share is meant; a user who wants shorter pauses grants more CPU time."""
+"""Seconds between two looks for which `SHARE` is meant; shorter pauses get a larger share."""
 MOST_SHARE = 0.2
 EAGER = 16
 """During a burst the counters are read up to this many times as often: with a full budget; less often with less."""

@@ -88,12 +88,12 @@ _NO_BOOK = _NoBook()
 
 @attrs.define(eq=False)
 class Shared:
-    """What the scan (`_scan.Memory`) says of sockets whose rows one datagram had one after the other, to say it once for all."""
+    """The common mark of sockets whose rows follow each other in one datagram: the scan (`_scan.Memory`) marks all of them at once."""
 
     poll: int
     """Serial of the last poll that had all these rows, unchanged."""
     holds: bool = True
-    """False once something else was said of one of the sockets: then each must be looked at."""
+    """False once one of the sockets changed otherwise: then each of them has to be compared by itself."""
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -106,7 +106,7 @@ class Entry:
     last: Pieces
     """The pieces of the last message; only `be_like` changes them."""
     seen: int
-    """Serial of the last poll that said so of this socket alone: see `last_seen`."""
+    """Serial of the last poll that marked this socket alone; `last_seen` includes the common mark."""
     changed: int
     """Serial of the poll that last saw it change."""
     state: int = SocketState.CLOSE

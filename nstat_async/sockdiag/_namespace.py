@@ -55,8 +55,8 @@ class Access(enum.Enum):
 
 
 @attrs.frozen
-class Shared:
-    """What all network namespaces of a session share."""
+class SessionParts:
+    """The parts of a session that all of its network namespaces use."""
 
     output: Output
     owners: OwnerSource
@@ -71,7 +71,7 @@ class Namespace:
     """A network namespace that is watched.
 
     Args:
-        shared: What it shares with the session's other namespaces.
+        parts: The parts of the session that it uses.
         number: Its number in the session.
         identity: Which namespace of the machine it is.
         access: How it is watched.
@@ -79,10 +79,10 @@ class Namespace:
     """
 
     def __init__(
-        self, shared: Shared, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
+        self, parts: SessionParts, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
     ) -> None:
-        output, owners, evidence = shared.output, shared.owners, shared.evidence
-        options, protocols = shared.options, shared.protocols
+        output, owners, evidence = parts.output, parts.owners, parts.evidence
+        options, protocols = parts.options, parts.protocols
         links, self._formats = LinkTable(), RowFormats()
         self.number = number
         self.entered = access is Access.ENTERED
@@ -95,7 +95,7 @@ class Namespace:
             identity,
             links,
             owners,
-            shared.cgroups,
+            parts.cgroups,
             every_update=options.every_update,
             extras=options.extras,
             dumped=self.entered,

@@ -36,10 +36,10 @@ class _Run:
     columns: list[memoryview] = attrs.Factory(list)
     """The numbers that are compared, column by column; empty while the datagram has them."""
     shared: Shared | None = None
-    """What is said of all the sockets at once; `None` before the rows came again as one whole datagram."""
+    """The common mark of the sockets; `None` until the same rows came a second time as one whole datagram."""
 
     def numbers(self, place: int, number: int) -> Iterable[memoryview]:
-        """The columns of so many rows from the one at `place` on."""
+        """The columns of `number` rows, from the one at `place` on."""
         if not self.columns:
             begin = self.end - (len(self.entries) - place) * self.form.stride
             return columns_in(memoryview(self.data)[begin : begin + number * self.form.stride], self.form.columns)
@@ -48,7 +48,7 @@ class _Run:
         return (column[place : place + number] for column in self.columns)
 
     def share(self, poll: int) -> bool:
-        """Say at once that this poll had all rows unchanged; false if something else was said of one of the sockets."""
+        """Mark all sockets at once: this poll had their rows, unchanged. False if one of them changed otherwise."""
         if self.shared is not None and self.shared.holds:
             self.shared.poll = poll
             return True

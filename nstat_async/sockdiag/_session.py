@@ -25,7 +25,7 @@ from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._flows import flows_of
-from ._namespace import Access, Namespace, Shared
+from ._namespace import Access, Namespace, SessionParts
 from ._namespaces import NamespaceSource
 from ._output import Output
 from ._owners import OwnerSource
@@ -119,7 +119,9 @@ class Session:
         self._owners = OwnerSource(self._output, self._processes, sees_all=setup.processes is Visibility.ALL)
         self._cgroups = CgroupSource(self._output, asks=cgroups)
         self._evidence = ProgramEvidence(self._output, self._processes, self._cgroups, self._protocols)
-        self._shared = Shared(self._output, self._owners, self._cgroups, self._evidence, self._protocols, self._options)
+        self._parts = SessionParts(
+            self._output, self._owners, self._cgroups, self._evidence, self._protocols, self._options
+        )
         self._namespaces: list[Namespace] = []
         self._gone = CoverageSum()
         """The traffic of namespaces that are gone."""
@@ -191,7 +193,7 @@ class Session:
     def _make_namespace(
         self, number: int, identity: NetworkNamespace, access: Access, *, vital: bool = False
     ) -> Namespace:
-        namespace = Namespace(self._shared, number, identity, access, vital=vital)
+        namespace = Namespace(self._parts, number, identity, access, vital=vital)
         self._namespaces.append(namespace)
         return namespace
 
