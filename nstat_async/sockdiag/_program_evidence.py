@@ -272,7 +272,8 @@ class ProgramEvidence:
         if entry is None:
             return
         if not entry.last[4]:  # no dump had it yet
-            entry.last, message = self._row(established.facts)
+            pieces, message = self._row(established.facts)
+            entry.be_like(pieces)
             book.take_over(entry, message, (0, 0))
         if entry.flow is None:
             self._announce(book, entry)

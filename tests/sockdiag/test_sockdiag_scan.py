@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from sockdiag_fakes import FakeSocket, info_position
 
 from nstat_async._contract import Send
-from nstat_async.sockdiag import DiagAttribute, TcpInfo
+from nstat_async.sockdiag import DiagAttribute, TcpInfo, _scan
 from nstat_async.sockdiag._book import Book
 from nstat_async.sockdiag._cgroups import CgroupSource
 from nstat_async.sockdiag._dumps import DumpSource, sequence_of
@@ -308,6 +310,18 @@ def test_a_socket_that_a_dump_has_twice_is_compared_with_what_was_said_last():
         scan((still, moved), 0, 0, dumps.known, poll, False, apply, 6, dumps.form, dumps.memory)
         assert applied == [(79, 0), (79, 1)][poll == 2 :]
         assert dumps.known[79].last[4][8] == 1
+
+
+def test_only_an_entry_itself_takes_over_pieces():
+    """Who set them directly would leave a datagram of rows to be passed over as if nothing had been said of them."""
+    setters = [
+        (path.name, ast.unparse(node))
+        for path in Path(_scan.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "last" and isinstance(node.ctx, ast.Store)
+    ]
+    assert [(name, node) for name, node in setters if node != "self.last"] == []
+    assert [name for name, _ in setters].count("_entry.py") == 1
 
 
 def test_a_socket_was_last_seen_in_the_poll_that_had_its_datagram_or_that_said_so_of_it_alone():
