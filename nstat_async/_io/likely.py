@@ -55,6 +55,8 @@ class LikelyHolders:
         """Iterators over tables; they gave the first descriptors."""
         self._changed: list[int] = []
         """Young processes whose number of descriptors changed."""
+        self._unchanged: list[int] = []
+        """Young processes that have as many as before, or very many."""
         self._sized = bool(size_of(os.getpid()))
         """True if the kernel tells how many descriptors a process has."""
         self._places: dict[int, dict[int, None]] = {}
@@ -79,26 +81,30 @@ class LikelyHolders:
 
         For the last holders these are the descriptors of their last sockets: a process that opens one socket after another
         gets the lowest free descriptor each time. For young processes it is the descriptor that the young process before had
-        for its socket, and then the last descriptor, if their number changed.
+        for its socket, or the last descriptor.
         """
-        self._begun, self._changed = [], []
+        self._begun, self._changed, self._unchanged = [], [], []
         for pid in self._hottest():
             yield from self._at_its_places(pid)
         self._see_newest()
-        young = list(reversed(self._young))
-        for pid in young if self._usual else ():
-            if pid not in self._places:  # as many descriptors as before: it may have closed one and opened this one
-                yield inode_at(pid, self._usual) or 0, pid, pid, self._usual
-        for pid in young:
+        for pid in list(reversed(self._young)):
             yield 0, pid, pid, 0
             size = self._size_to_look_at(pid)
-            if size is not None:
-                self._changed.append(pid)
-                if size:
-                    yield inode_at(pid, size - 1) or 0, pid, pid, size - 1
+            if size is None:
+                self._unchanged.append(pid)
+                continue
+            self._changed.append(pid)
+            for descriptor in {self._usual, size - 1} if size else ():
+                yield inode_at(pid, descriptor) or 0, pid, pid, descriptor
 
     def hot(self) -> Iterator[Found]:
-        """The tables of the same processes, after `ends`: `FIRST` descriptors of each, usually its newest."""
+        """The tables of the same processes, after `ends`: `FIRST` descriptors of each, usually its newest.
+
+        A young process that closed a socket and opened the next one has as many descriptors as before.
+        """
+        for pid in self._unchanged if self._usual else ():
+            if pid not in self._places:
+                yield inode_at(pid, self._usual) or 0, pid, pid, self._usual
         for pid in self._hottest():
             yield from self._first_of(pid, always=True)
         for pid in self._changed:

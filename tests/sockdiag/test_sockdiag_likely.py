@@ -75,16 +75,19 @@ def test_young_processes_are_asked_for_their_last_descriptor_and_for_that_of_the
     """The newest first, with a look at the clock before each; those that opened nothing since are not asked."""
     likely = LikelyHolders({})
     older, newer = machine.fork(990, 0, 0, 0, 77), machine.fork(995, 0, 88, 0)
-    last = [(0, newer, newer, 0), (0, newer, newer, 2), (0, older, older, 0), (77, older, older, 3)]
-    assert list(likely.ends()) == last
+    first = [(0, newer, newer, 0), (0, newer, newer, 0), (0, newer, newer, 2)]
+    first += [(0, older, older, 0), (0, older, older, 0), (77, older, older, 3)]
+    assert list(likely.ends()) == first
     likely.add([(88, newer, newer, 1), (77, older, 991, 9)])
     assert list(likely._recent) == [newer, older], "a thread's own table says nothing of the next process"
     third = machine.fork(1001, 0, 99)
     places = [(88, newer, newer, 1)]  # it held the last one
-    usual = [(99, third, third, 1), (0, older, older, 1)]
-    assert list(likely.ends()) == [*places, *usual, (0, third, third, 0), (99, third, third, 1), *last]
-    again = [pid for _, pid, _, _ in likely.ends()]
-    assert again == [newer, third, older, third, third, newer, older], "nothing is new"
+    again = [(0, pid, pid, d) for pid, d in ((newer, 0), (newer, 2))]
+    assert list(likely.ends()) == [
+        *places, (0, third, third, 0), (99, third, third, 1), again[0], (88, newer, newer, 1), again[1],
+        (0, older, older, 0), (0, older, older, 1), (77, older, older, 3),
+    ]  # fmt: skip
+    assert [pid for _, pid, _, _ in likely.ends()] == [newer, third, third, newer, older], "nothing is new"
     machine.now += 1.1
     assert list(likely.ends()) == places, "none is young any more"
 
@@ -92,13 +95,18 @@ def test_young_processes_are_asked_for_their_last_descriptor_and_for_that_of_the
 def test_a_young_process_that_closed_one_socket_and_opened_the_next_is_asked_for_it(machine):
     """It has as many descriptors as before. Its first sockets were not found, so that nothing is known of its places."""
     likely = LikelyHolders({})
-    busy = machine.fork(990, 0, 0, 70)
-    machine.fork(991, 0, 0, 80)
+    busy, silent = machine.fork(990, 0, 0, 70), machine.fork(991, 0, 0, 80)
     for inode in range(71, 75):
         list(likely.ends())
+        list(likely.hot())
         machine.tables[busy][2] = inode
-    likely.add([(80, 991, 991, 2)])
-    assert (74, busy, busy, 2) in list(likely.ends())
+    assert busy not in {pid for _, pid, _, _ in likely.hot()}, "nothing is known of usual descriptors"
+    likely.add([(80, silent, silent, 2)])
+    list(likely.ends())
+    assert next(likely.hot()) == (74, busy, busy, 2), "whose places are known was asked before"
+    machine.now += 1.1
+    list(likely.ends())
+    assert busy not in {pid for _, pid, _, _ in likely.hot()}, "it is not young any more"
 
 
 def test_a_process_that_is_no_longer_young_says_nothing_of_the_next_one(machine):
