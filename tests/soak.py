@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag"))]
+sys.path[:0] = [str(TESTS.parent), *(str(TESTS / name) for name in (".", "property", "sockdiag", "ebpf"))]
 
+import programs_lives
 from kernels import KERNELS
 from sockdiag_fakes import FakeSocket, flow_events, traffic
 from sockdiag_world import World
@@ -225,7 +226,7 @@ def check_losses(world: Accounted, ended: set[str]) -> None:
 
 # --- all of them ----------------------------------------------------------------------------------
 
-WORLDS = {"darwin": darwin, "linux": linux}
+WORLDS = {"darwin": darwin, "linux": linux, "ebpf": programs_lives.play}
 
 
 def soak(seconds: float, seed: int, *, limit: int | None = None, show: Any = print) -> tuple[Counter[str], str | None]:
@@ -241,7 +242,7 @@ def soak(seconds: float, seed: int, *, limit: int | None = None, show: Any = pri
     begin = said = time.monotonic()
     number = 0
     while time.monotonic() < begin + seconds and number != limit:
-        system = ("darwin", "linux")[number % 2]
+        system = list(WORLDS)[number % len(WORLDS)]
         name = f"{system}/{seed}/{number}"
         try:
             counted["events"] += WORLDS[system](random.Random(name))

@@ -70,7 +70,7 @@ class RingSource(Source):
         self._programs.records_read()
         if self._overrun:  # a poll asks what was lost, and maybe no other comes
             self._overrun = False
-            self.output.repair_wanted = True
+            self._programs.doubt()
 
     def failed(self, errno: int) -> None:
         if errno == ENOBUFS and self.is_open:
@@ -150,6 +150,8 @@ class Programs:
         self._evidence = evidence
         self.walked: Callable[[Answer], None] = lambda _answer: None
         """Called with each part of a walk over all descriptors."""
+        self.doubted: Callable[[], None] = lambda: None
+        """Called when removals may be missing whose loss seemed repaired: see `doubt`."""
         self.remotes = Remotes(output, evidence.books)
         self._remotes_wanted = remotes
         self._ledger = Ledger(packets=False, births=False)
@@ -241,7 +243,7 @@ class Programs:
             self._output.note(f"eBPF is not used any more: {why}")
             self._output.lose(LossCause.KERNEL_BUFFER, why)
             self._evidence.stop()
-            self._output.repair_wanted = True
+            self.doubt()
 
     # -- records
 
@@ -347,12 +349,22 @@ class Programs:
             for cookie in self._taken.popleft():
                 self._evidence.give_up(cookie)  # the map has no counts of it
 
+    def doubt(self) -> None:
+        """Records were lost: a poll has to prove which sockets are gone.
+
+        The record of a beginning may have waited in the ring while the removal of its socket was lost, and a poll repaired
+        that. If the record of the end is lost, too, nothing else tells of it.
+        """
+        self._output.repair_wanted = True
+        self.doubted()
+
     def _judge_losses(self, statistics: Statistics) -> None:
         """Report what was lost, and have it repaired."""
         repairs: set[Operation] = set()
         for loss in self._meter.update(statistics):
             self._output.lose(LossCause.KERNEL_BUFFER, f"eBPF: {loss.kind.value}", loss.number)
-            self._output.repair_wanted |= loss.needs_dump
+            if loss.needs_dump:
+                self.doubt()
             repairs |= loss.repairs
         if Operation.FLOWS in repairs:
             self._lists = LISTS_TO_JUDGE

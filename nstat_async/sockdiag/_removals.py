@@ -74,6 +74,10 @@ class RemovalSource(Source):
         """True unless notifications are missing: a socket that is absent from dumps will then have a removal."""
         return self.is_open and not self._lossy
 
+    def doubt(self) -> None:
+        """Notifications may have been lost, and the next poll has to repair that."""
+        self._lossy, self._repairing, self._repairs = True, False, 0
+
     def begin_poll(self) -> None:
         """A poll begins, which can repair earlier losses."""
         self._repairing = not self._congested

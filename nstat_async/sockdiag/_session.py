@@ -147,6 +147,7 @@ class Session:
         self._add_sources(self._programs.sources)
         self._evidence.strange = self._spaces.meet
         self._programs.walked = self._program_namespaces.walked
+        self._programs.doubted = self._doubt_removals
         for namespace in namespaces:
             self._books.append(self._add_namespace(namespace).book)
         searches = (self._owners, self._cgroups)
@@ -199,6 +200,10 @@ class Session:
 
     def _entered(self) -> Iterator[Namespace]:
         return (namespace for namespace in self._namespaces if namespace.entered)
+
+    def _doubt_removals(self) -> None:
+        for namespace in self._entered():
+            namespace.removals.doubt()
 
     def _found_namespace(self, found: FoundNamespace) -> None:
         """Make the namespace that was found."""

@@ -57,6 +57,30 @@ def test_a_ring_that_was_full_is_asked_about_when_it_is_read_empty():
     assert kernel.session.capabilities.ebpf == "all"
 
 
+@pytest.mark.parametrize("why", ["ring full", "states skipped", "ring failed"])
+def test_a_beginning_that_is_read_when_the_loss_of_its_removal_is_repaired_ends_though_its_end_was_lost(why):
+    """The record of it waited in the ring, which may have been full when the other one was to be written: a poll has said so."""
+    kernel = started()
+    if why == "ring full":
+        kernel.session.channel_failed(RING, errno.ENOBUFS, kernel.now)
+        kernel.lost = kernel.lost._replace(ring_full=1)
+        kernel.poll()
+    kernel.lose_removals()
+    kernel.wait(0.3)
+    connect(kernel)
+    if why == "ring full":
+        kernel.session.channel_drained(RING, kernel.now)
+    elif why == "ring failed":
+        kernel.session.channel_closed(RING, kernel.now)
+    else:
+        kernel.lost = kernel.lost._replace(states_missed=1)
+        kernel.poll()
+    for _ in range(3):
+        kernel.wait(0.3)
+    assert kinds(flow_events(kernel.events))[-1] == "FlowRemoved"
+    assert not list(kernel.session.flows())
+
+
 def test_where_nothing_moved_the_maps_rest():
     """Only what may have changed is asked for: single sockets where they are few, all of them now and then."""
     kernel = started()

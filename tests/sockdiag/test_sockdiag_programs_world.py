@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import attrs
+import programs_lives
 from ebpf_records import datagram_record, record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,3 +108,9 @@ def test_whatever_comes_flows_begin_and_end_once_and_the_replay_is_the_run(grant
     kernel.recorded.close()
     kernel.file.seek(0)
     assert_same(replayed(kernel.file), kernel.events)
+
+
+@settings(common, max_examples=examples(80))
+@given(st.integers(0, 1 << 32))
+def test_whatever_is_read_late_or_lost_no_flow_stays_when_its_socket_is_gone(seed):
+    programs_lives.play(random.Random(seed))
