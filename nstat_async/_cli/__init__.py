@@ -81,6 +81,9 @@ def _main(argv: Sequence[str] | None) -> int:
         complain(f"error: {what}")
         return _leave(_FAILED)
     except Exception as error:
+        # Before 3.12 an exception in `__set_name__`, while a class is made, becomes a `RuntimeError`: any import may do it.
+        if isinstance(error.__cause__, (KeyboardInterrupt, _Terminated)):
+            raise error.__cause__ from None
         if sys.flags.dev_mode:  # python -X dev: show the traceback
             raise
         if str(error) == NO_THREAD:

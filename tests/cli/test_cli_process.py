@@ -365,6 +365,26 @@ def test_a_signal_while_the_modules_are_imported_is_a_quiet_end(number, tmp_path
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_class_is_made_is_a_quiet_end(number, tmp_path):
+    """`history` imports `sqlite3` when it runs. Before Python 3.12 the exception is another one there."""
+    (tmp_path / "sqlite3.py").write_text(f"""
+import os
+
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), {int(number)})
+
+class Owner:
+    field = Field()
+""")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        _command("history", tmp_path / "h.db"), capture_output=True, timeout=120, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_only_the_command_takes_signals_while_it_is_imported():
     assert is_command(["/usr/bin/nstat-async", "watch"], [])
     assert is_command(["-m", "watch"], ["python", "-m", "nstat_async", "watch"])
