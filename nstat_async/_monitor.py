@@ -305,7 +305,8 @@ class Monitor:
     async def poll_now(self) -> None:
         """Ask the kernel now, and wait until a poll that began after this call is over. A recording is not asked.
 
-        The `PollCompleted` of that poll says whether it was complete.
+        The `PollCompleted` of that poll says whether it was complete. A poll says what is open, with its counts. What ended shortly before
+        may follow: on Linux an end waits up to 0.25 s for what the other end of the connection tells.
 
         Raises:
             MonitorClosedError: The monitor is closed, or was closed before the kernel answered.

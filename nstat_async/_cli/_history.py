@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import attrs
 
 from .. import Monitor
@@ -17,7 +18,7 @@ from ._cells import bytes_text, clock_text
 from ._output import Output, can_draw, complain
 from ._parser import did_you_mean
 from ._progress import Progress
-from ._run import Scope, run_until_stopped
+from ._run import Scope, poll_to_the_end, run_until_stopped
 from ._source import backend_of, monitor_options
 from ._table import render
 from ._views import user_text
@@ -42,9 +43,19 @@ def _record(arguments: argparse.Namespace) -> int:
     settings = {"bucket": arguments.bucket, "keep": arguments.keep, "remotes": int(arguments.remotes)}
 
     async def work(scope: Scope) -> int:
-        async with Monitor(backend=backend, **options) as monitor:
-            with scope:  # everything counted is written at its end
+        async with Monitor(backend=backend, **options) as monitor, anyio.create_task_group() as tasks:
+            ended = anyio.Event()
+
+            async def keep() -> None:
                 await keep_history(monitor, arguments.file, **settings)
+                ended.set()
+
+            tasks.start_soon(keep)
+            with scope:
+                await ended.wait()
+            if not ended.is_set():
+                await poll_to_the_end(monitor, "the last flows may be missing")
+            tasks.cancel_scope.cancel()  # everything counted is written at its end
         return 0
 
     def progress_text() -> str:

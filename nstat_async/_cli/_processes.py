@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from time import time
 from typing import Literal
@@ -12,23 +11,21 @@ import anyio
 
 from .. import Monitor
 from .._checks import LONGEST_SECONDS
-from .._errors import NstatError, StreamEndedError, UsageError
+from .._errors import NstatError, UsageError
 from .._io.threads import in_thread
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._cells import bytes_text
 from ._formats import row_form
 from ._limits import Limits
 from ._names import NameResolver
-from ._output import Output, can_draw, complain
+from ._output import Output, can_draw
 from ._progress import Progress
-from ._run import Scope, run_until_stopped
+from ._run import Scope, poll_to_the_end, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 from ._views import View
 
 _FIRST_EVENT = 1.0
 """Most seconds to wait for the first event before the first table: a fleet may be silent."""
-_LAST_POLL = 2.0
-"""Most seconds for the last poll."""
 _NAMES = 3.0
 """Most seconds for the names in the last table."""
 
@@ -116,16 +113,9 @@ class _Tables:
             if self.progress is not None:
                 self.progress.clear()
             if scope.was_cancelled:
-                await self._catch_up(monitor, looks)
+                await poll_to_the_end(monitor, "totals may be behind")
+                looks.catch_up()
         return failure
-
-    async def _catch_up(self, monitor: Monitor, looks: TableStream[TrafficTable]) -> None:
-        """Ask for the latest counters of open flows: the command was stopped."""
-        with contextlib.suppress(StreamEndedError), anyio.move_on_after(_LAST_POLL) as last:
-            await monitor.poll_now()
-        if last.cancelled_caught:
-            complain(f"the kernel did not answer a last poll within {_LAST_POLL:g} s: totals may be behind")
-        looks.catch_up()
 
 
 async def _begun(monitor: Monitor) -> None:

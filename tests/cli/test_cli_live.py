@@ -7,19 +7,21 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import threading
 import time
 
+import anyio
 import conversations
 import forked
 import pytest
 from replaying import failed_run
 from support import PYTHON, run, run_json
 
-from nstat_async import NstatError
-from nstat_async._cli import _workload
+from nstat_async import MonitorStatistics, NstatError
+from nstat_async._cli import _processes, _run, _workload
 from nstat_async.testing import EmulatedKernel
 
 KERNEL = "xnu-11417.121.6"
@@ -113,6 +115,73 @@ def test_processes_has_exact_totals_also_of_flows_that_are_gone(served):
         "v", "time", "pid", "name", "flows", "open_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets",
         "rx_rate", "tx_rate",
     ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def twenty_connections():
+    """A port, and a function that opens and ends twenty connections to it, of 1000 bytes each."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def work() -> None:
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as server:
+                    client.sendall(bytes(1000))
+                    assert len(server.recv(1000, socket.MSG_WAITALL)) == 1000
+
+        yield port, work
+
+
+def test_a_history_has_what_came_after_the_last_regular_poll(served, tmp_path):
+    kernel, options = served
+    path, flow = tmp_path / "h.db", kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
+    with stopped_once(lambda: path.exists() and reported(kernel), lambda: flow.transfer(rx=111, tx=222)):
+        assert run("history", path, "--record", "--duration", "100", "--interval", "30", *options)[0] == 0
+    (row,) = run_json("history", "--json", path)
+    assert (row["rx_bytes"], row["tx_bytes"]) == (111, 222)
+
+
+@pytest.mark.linux
+def test_processes_counts_what_ended_just_before_it_is_stopped(monkeypatch):
+    """On Linux without eBPF an end waits for the other one, and is no event of the first poll after it."""
+    begun, begin = threading.Event(), _processes._begun
+
+    async def told(monitor) -> None:
+        await begin(monitor)
+        begun.set()
+
+    monkeypatch.setattr(_processes, "_begun", told)
+    with twenty_connections() as (port, work):
+        options = ("--ebpf", "off", "--by", "provider", "--filter", f"port={port}", "--interval", "30")
+        with stopped_once(begun.is_set, work):
+            status, out, _ = run("processes", "--json", "--duration", "100", *options)
+    row = json.loads(out)
+    assert status == 0
+    assert (row["open_flows"], row["flows"], row["rx_bytes"], row["tx_bytes"]) == (1, 41, 20_000, 20_000)
+
+
+def test_the_last_polls_go_on_until_all_is_read(monkeypatch):
+    monkeypatch.setattr(_run, "ENDS", 0.0)
+    kernel = Backlog([7, 7, 7, 8, 9])
+    anyio.run(_run._poll_to_the_end, kernel)
+    assert kernel.polls == 5
+    without_a_pump = Backlog([])
+    anyio.run(_run._poll_to_the_end, without_a_pump)
+    assert without_a_pump.polls == 3
+
+
+class Backlog:
+    """A monitor whose pump has paused so often after each poll."""
+
+    def __init__(self, pauses: list[int]) -> None:
+        self.pauses, self.polls = pauses, 0
+
+    async def poll_now(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.polls += 1
+
+    def statistics(self) -> MonitorStatistics:
+        return MonitorStatistics(feed={"wakes": self.pauses[self.polls - 1]} if self.pauses else {}, buffers=())
 
 
 def test_processes_stopped_by_a_signal_still_prints_its_table(served):
