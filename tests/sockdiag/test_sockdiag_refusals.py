@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import struct
 import subprocess
 import sys
 
+import forked
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket
 from test_sockdiag_living import privileged
@@ -154,43 +153,22 @@ def run(*arguments: str, before=None, timeout: float = 120) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, preexec_fn=before)
 
 
-def forbid(call: int, number: int, **arguments: int) -> None:
-    """``seccomp(2)``: this system call fails with this error from here on, in the programs that follow, too.
-
-    Where there are `arguments`, by their place (``_0``), only with all of them.
-    """
-    tests = [((0x20, 0, 0, 16 + 8 * int(place[1:])), value) for place, value in arguments.items()]
-    program = b"".join(
-        struct.pack("=HBBI", *each)
-        for each in (
-            (0x20, 0, 0, 0),
-            (0x15, 0, 1 + 2 * len(tests), call),
-            *(
-                line
-                for at, (load, value) in enumerate(tests)
-                for line in (load, (0x15, 0, 1 + 2 * (len(tests) - 1 - at), value))
-            ),
-            (0x06, 0, 0, 0x00050000 | number),
-            (0x06, 0, 0, 0x7FFF0000),
-        )
-    )
-    buffer = ctypes.create_string_buffer(program)
-    libc = ctypes.CDLL(None)
-    described = ctypes.create_string_buffer(struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(buffer)))
-    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-    assert libc.prctl(22, 2, described, 0, 0) == 0  # PR_SET_SECCOMP
+def forbidden(call: int, number: int, program: str, *arguments: str, **places: int) -> subprocess.CompletedProcess[str]:
+    """A program where this system call fails with this error; see `seccomp.forbid`."""
+    before = f"import sys\nfrom seccomp import forbid\nforbid({call}, {number}, **{places})\n"
+    return forked.run([sys.executable, "-c", before + program, *arguments], text=True)
 
 
-def forbid_netlink(number: int, **protocol: int) -> None:
-    """``socket(AF_NETLINK, …)`` fails with this error, or that of one protocol (``_2``)."""
-    forbid(41, number, _0=16, **protocol)
+NETLINK = {"_0": 16}
+"""``socket(AF_NETLINK, …)``, call 41."""
+COMMAND = "from nstat_async._cli import main; sys.exit(main())"
 
 
 @living
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
 @pytest.mark.parametrize(("number", "command"), [(1, "snapshot"), (93, "watch"), (97, "processes")])
 def test_a_service_that_may_not_use_netlink_is_told_why_and_nothing_else(number, command):
-    done = run(command, "--provider", "tcp", before=lambda: forbid_netlink(number))
+    done = forbidden(41, number, COMMAND, command, "--provider", "tcp", **NETLINK)
     assert done.returncode == 1
     assert all(word in done.stderr for word in REMEDIES[number][:2])
     assert len(done.stderr.splitlines()) == 1
@@ -201,7 +179,7 @@ def test_a_service_that_may_not_use_netlink_is_told_why_and_nothing_else(number,
 @pytest.mark.parametrize("call", [44, 45, 53, 233], ids=["sendto", "recvfrom", "socketpair", "epoll_ctl"])
 def test_where_no_event_loop_can_work_a_command_says_so(call):
     """asyncio would log a traceback each time that it is woken."""
-    done = run("snapshot", "--provider", "tcp", before=lambda: forbid(call, 1))
+    done = forbidden(call, 1, COMMAND, "snapshot", "--provider", "tcp")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("nstat-async: error: sockets of the event loop: Operation not permitted; a seccomp")
@@ -222,10 +200,9 @@ asyncio.run(main())
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of numbers of system calls")
 def test_where_rtnetlink_is_forbidden_interfaces_are_unknown_and_nothing_else_is():
     """The note names the remedy; eBPF programs need no rtnetlink."""
-    told = subprocess.run(
-        [sys.executable, "-c", NOTES],
-        capture_output=True, text=True, timeout=280, check=True, preexec_fn=lambda: forbid_netlink(97, _2=0),
-    ).stdout  # fmt: skip
+    done = forbidden(41, 97, NOTES, **NETLINK, _2=0)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = done.stdout
     assert (
         "interfaces are unknown: rtnetlink failed: Address family not supported by protocol; AF_NETLINK is not" in told
     )
