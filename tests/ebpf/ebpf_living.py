@@ -128,6 +128,14 @@ class NotReportedError(AssertionError):
     """What happened was not reported within the limit."""
 
 
+def pauses():
+    """Seconds to wait between two looks, until `LIMIT` is over: whatever takes long is looked for seldom."""
+    end, pause = time.monotonic() + LIMIT, 0.002
+    while time.monotonic() < end:
+        yield pause
+        pause = min(pause * 1.1, 0.1)
+
+
 def again(test):
     """Run a test up to three times when something was not reported.
 
@@ -199,15 +207,13 @@ class Watch:
 
     def until(self, condition):
         """Drain until it is true; its value."""
-        end = time.monotonic() + LIMIT
-        while True:
+        for pause in pauses():
             self.drain()
             value = condition()
             if value:
                 return value
-            if time.monotonic() > end:
-                raise NotReportedError(f"not within {LIMIT} s; {len(self.evidence)} pieces of evidence")
-            time.sleep(0.002)
+            time.sleep(pause)
+        raise NotReportedError(f"not within {LIMIT} s; {len(self.evidence)} pieces of evidence")
 
     def ended(self, number: int) -> Ended:
         return self.until(lambda: next((e for e in self.evidence if is_end(e, number)), None))

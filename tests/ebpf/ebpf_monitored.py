@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from ebpf_living import LIMIT, NotReportedError
+from ebpf_living import LIMIT, NotReportedError, pauses
 
 from nstat_async import FlowAdded, FlowRemoved, Monitor
 from nstat_async import json as flow_json
@@ -36,14 +36,13 @@ class Seen:
         self, condition: Callable[[], object], stir: Callable[[], Awaitable[object]] | None = None
     ) -> object:
         """Wait until it is true, and stir between two looks; its value."""
-        end = time.monotonic() + LIMIT
-        while not (value := condition()):
-            if time.monotonic() > end:
-                raise NotReportedError(f"not within {LIMIT} s; {len(self.events)} events")
+        for pause in pauses():
+            if value := condition():
+                return value
             if stir is not None:
                 await stir()
-            await asyncio.sleep(0.005)
-        return value
+            await asyncio.sleep(pause)
+        raise NotReportedError(f"not within {LIMIT} s; {len(self.events)} events")
 
     def of(self, kind: type, port: int) -> list:
         return [
@@ -168,13 +167,13 @@ class Watcher:
             self.events.append(flow_json.loads(line))
 
     def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + LIMIT
-        while not condition():
-            if time.monotonic() > end:
-                raise NotReportedError(len(self.events))
+        for pause in pauses():
+            if condition():
+                return
             if self.process.poll() is not None:
                 pytest.fail(self.process.stderr.read())
-            time.sleep(0.01)
+            time.sleep(pause)
+        raise NotReportedError(len(self.events))
 
     def __enter__(self) -> Watcher:
         return self
