@@ -230,9 +230,7 @@ class VirtualMonitor:
         wanted = self.picture.polls + (2 if self.session.polling else 1)
         self.core.request_poll(self._now())
         self.turn()
-        # A kernel that answers late may be asked for single flows, four at a time if the buffer is small.
-        late = self.kernel.faults.reply_delay * sum(1 for _ in self.kernel.flows()) / 2
-        for _ in range(200 + round(20 * late)):
+        for _ in range(200):
             if self.picture.polls >= wanted or self.core.failure is not None:
                 return
             self.run(0.05)

@@ -214,6 +214,8 @@ class ProgramEvidence:
         entry = self.known(book, facts.cookie)
         bound = facts.local_port or facts.remote_port or protocol_of(facts) not in DUMPED
         walked = isinstance(facts, OwnerRow)
+        if walked and protocol_of(facts) == IPPROTO_TCP and facts.new == SocketState.CLOSE:
+            return entry  # a connection that is over, and whose end was reported, may have a descriptor for long
         if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._past:
             return entry
         entry = self._begin(book, facts)

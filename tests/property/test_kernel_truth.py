@@ -255,8 +255,9 @@ def settle(machine: Machine, monitor: VirtualMonitor) -> None:
     # The number of a lost announcement is missed when a later one comes.
     machine.open(0, True)
     monitor.turn()
-    # A description is asked for a moment later; a second control socket subscribes and polls.
-    monitor.run(0.2 + 30 * machine.kernel.faults.reply_delay)
+    # A description is asked for a moment later; a second control socket subscribes and polls. Where the buffer is small,
+    # at least four flows are asked for together.
+    monitor.run(0.2 + (30 + len(machine.flows) / 4) * machine.kernel.faults.reply_delay)
     for _ in range(65):
         if not awaits_repair(monitor.picture):
             break

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from ebpf_records import encode, record
-from programs_fakes import PORTS, RING, Programs, attrs_of, closed, connect, owner_row, removal, started
+from programs_fakes import PORTS, PROVIDERS, RING, Programs, attrs_of, closed, connect, owner_row, removal, started
 from replaying import assert_same, replayed
 from sockdiag_fakes import flow_events, kinds, removals
 
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, RemovalReason, TcpState
 from nstat_async._model import Direction
-from nstat_async.ebpf import Kind
+from nstat_async.ebpf import Kind, SocketType
 from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace, _program_namespaces
 from nstat_async.sockdiag._constants import SocketState
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
@@ -93,6 +93,23 @@ def test_one_that_may_not_be_entered_is_watched_at_once_under_its_name_and_told(
     record_of_blue(kernel, opened._replace(netns=4026), established._replace(netns=4026))
     assert flow_events(kernel.events)[0].flow.namespace == "blue"
     assert any("1 network namespaces cannot be entered" in note for note in kernel.session.capabilities.notes)
+
+
+def test_a_walk_does_not_bring_back_a_connection_that_is_over_and_whose_descriptor_is_open():
+    """A raw socket is never more than closed; it may be one of TCP's protocol."""
+    kernel = Programs(everywhere=True, providers=PROVIDERS)
+    kernel.start()
+    strange(kernel, NamespacesAnswer())
+    record_of_blue(kernel, *beginning(), closed())
+    kernel.wait(1.0)
+    sock = owner_row(record(Kind.CLOSED, 9, pid=5, **PORTS), 71)
+    raw = sock._replace(cookie=7, type=SocketType.RAW)
+    kernel.held_sockets = [each._replace(net_cookie=99, new=SocketState.CLOSE) for each in (sock, raw)]
+    for _ in range(3):
+        kernel.wait(61.0)
+        kernel.poll()
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowAdded)] == ["n1048576:c9", "n1048576:c7"]
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["n1048576:c9"]
 
 
 @pytest.mark.parametrize("gone", [False, True])
