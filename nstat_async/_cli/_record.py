@@ -17,7 +17,7 @@ from ..recording import Recording
 from ._cells import bytes_text
 from ._output import Output, can_draw, complain, events_text
 from ._progress import Progress
-from ._run import Scope, run_until_stopped
+from ._run import Scope, poll_to_the_end, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
 
 
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
                 with scope:
                     while tape.failure is None and (batch := await stream.receive_many()):
                         tape.take(batch, monitor)
+                if scope.was_cancelled and tape.failure is None:
+                    await poll_to_the_end(monitor, "the last flows may be missing")
             finally:
                 await monitor.aclose()
                 rest: list[Any] = []

@@ -132,6 +132,15 @@ def twenty_connections():
         yield port, work
 
 
+def test_a_recording_has_what_came_after_the_last_regular_poll(served, tmp_path):
+    kernel, options = served
+    path, flow = tmp_path / "r.nstat", kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
+    with stopped_once(lambda: reported(kernel), lambda: flow.transfer(rx=111, tx=222)):
+        assert run("record", path, "--duration", "100", "--interval", "30", *options)[0] == 0
+    (row,) = run_json("processes", "--json", "--backend", f"replay:{path}")
+    assert (row["rx_bytes"], row["tx_bytes"]) == (1_000_111, 222)  # of a recording, all that flows had carried
+
+
 def test_a_history_has_what_came_after_the_last_regular_poll(served, tmp_path):
     kernel, options = served
     path, flow = tmp_path / "h.db", kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=1_000_000)
