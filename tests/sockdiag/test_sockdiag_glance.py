@@ -309,6 +309,17 @@ def test_many_that_wait_to_be_accepted_are_asked_for_in_turn(kernel):
     )
 
 
+def test_what_a_dump_does_not_have_waits_no_longer(kernel):
+    look = glance(kernel, udp=False)
+    kernel.add(1, inode=0)
+    kernel.moved(look, 5.0, connections=1)
+    look.look(5.0)
+    del kernel.sockets[1]
+    kernel.moved(look, 6.0, connections=MOST_FOLLOWED + 1)
+    look.look(6.0)
+    assert (kernel.asked, look.next_look()) == (0, math.inf)
+
+
 def test_of_thousands_of_new_sockets_a_dump_gives_the_newest(kernel, monkeypatch):
     """The next poll finds the others: to take in all of them would leave nothing to spend on what comes then."""
     monkeypatch.setattr(module, "MOST_TAKEN", 3)

@@ -241,6 +241,40 @@ def test_connections_far_beyond_the_last_one_lead_on_from_there(kernel):
     assert kernel.find(1)[1] == 1
 
 
+def test_no_more_is_looked_for_than_other_servers_leave_open(kernel):
+    for server, step in ((80, 16), (443, 2)):
+        learn(kernel, 2000, 2002, there=THERE, server=server)
+        for number in range(1, 6):
+            kernel.connect(2002 + step * number, there=THERE, server=server)
+    assert kernel.find(6)[1] == 6
+    assert kernel.asked == 3 * len(STEPS), "five of the newer one, what is behind them, and one of the other"
+
+
+def test_the_state_of_a_connection_is_none_of_what_the_next_one_has_in_common(kernel):
+    learn(kernel, 2000, there=THERE)
+    learn(kernel, 2002, there=THERE, state=TIME_WAIT)
+    kernel.connect(2004, there=THERE)
+    assert kernel.find(1)[1] == 1
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_the_connections_of_some_servers_are_forgotten_and_those_of_others_are_not(kernel, end):
+    for server in (80, 443, SERVER + 1):
+        for port in (2000, 2002):
+            client, accepted = (HERE, port, THERE, server), (HERE, server, THERE, port)
+            kernel.sockets[client if end == "client" else accepted] = ESTABLISHED
+            kernel.successors.learn(kernel.message(client if end == "client" else accepted))
+        client, accepted = (HERE, 2004, THERE, server), (HERE, server, THERE, 2004)
+        kernel.sockets[client if end == "client" else accepted] = ESTABLISHED
+    kernel.successors.learn(
+        kernel.message((HERE, 80, THERE, 2000)) if end == "server" else kernel.message((HERE, 2000, THERE, 80))
+    )
+    kernel.successors.forget((443, 2000))
+    found, _ = kernel.find(9)
+    at = 22 if end == "client" else 20
+    assert {int.from_bytes(row[at : at + 2], "big") for row in found} == {80, SERVER + 1}
+
+
 @contextlib.contextmanager
 def connections(*ports):
     """Loopback connections from these ports to a server, the server's port, and a socket that asks for them."""
