@@ -166,6 +166,10 @@ class Endings:
         """All notifications are read: ask what is left of the sockets whose end is open."""
         if self._early and self._located():
             self._settle_early()
+        if not self._lookups.is_full:  # a replay knows only what was sent, and keeps them as long
+            self._ask_fresh()
+
+    def _ask_fresh(self) -> None:
         fresh, self._fresh = self._fresh, {}
         for ending in fresh.values():
             self._ask_for_remains(ending)
@@ -380,7 +384,7 @@ class Endings:
     def give_up_all(self) -> None:
         """Report all ends as they are: no more evidence will come."""
         self._settle_early()
-        self.flush()
+        self._ask_fresh()
         self._lookups.give_up_all()
         for end, ending in self.waiting.take_all():
             self._give_up(end, ending)

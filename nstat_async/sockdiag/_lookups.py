@@ -73,6 +73,11 @@ class LookupSource(Source):
         self._progress = 0.0
         self._refused = False
 
+    @property
+    def is_full(self) -> bool:
+        """True while nothing can be sent before an answer came."""
+        return len(self._asked) >= MAX_OUTSTANDING
+
     def ask(self, request: DiagRequest, done: Done) -> None:
         """Have `done` called with the answer."""
         key = request.socket_id
@@ -89,7 +94,7 @@ class LookupSource(Source):
         self._waiting[key] = request
 
     def flush(self) -> None:
-        while self._waiting and len(self._asked) < MAX_OUTSTANDING and not self.output.following:
+        while self._waiting and not self.is_full and not self.output.following:
             batch = []
             for _ in range(min(BATCH, len(self._waiting))):
                 key, request = self._waiting.popitem(last=False)

@@ -10,15 +10,17 @@ import io
 from typing import Any
 
 import attrs
+from endings_fakes import last_words, two_ends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs_fakes import Programs
 from replaying import assert_same, replayed
-from sockdiag_fakes import FakeKernel, FakeSocket, flow_events
+from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, removals
 
 from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
-from nstat_async._options import MonitorOptions
+from nstat_async._options import Ebpf, MonitorOptions
 from nstat_async.recording import Recording, RecordingWriter, open_recording
 from nstat_async.sockdiag import (
     CgroupFacts,
@@ -28,6 +30,7 @@ from nstat_async.sockdiag import (
     Session,
     TcpInfo,
 )
+from nstat_async.sockdiag._lookups import MAX_OUTSTANDING
 
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -210,3 +213,26 @@ def test_who_follows_sees_namespaces_come_and_go():
 
     assert story(run.events) == [("FlowAdded", "n1:c1", "space 1"), ("FlowRemoved", "n1:c1", "space 1")]
     assert story(replayed(file)) == story(run.events)
+
+
+def test_what_is_asked_when_there_is_room_for_answers_again_is_asked_in_the_replay():
+    """A recording does not have the moments at which nothing could be sent: two ends that meet meanwhile meet in both."""
+    kernel = Programs(mode=Ebpf.OFF)
+    kernel.start()
+    kernel.silent.add(3)
+    for port in range(MAX_OUTSTANDING):
+        kernel.feed(last_words(20_000 + port).message(final=True), 1)
+    kernel.run()
+    server, client = two_ends()
+    server.info[TcpInfo.DELIVERED] = 2  # its FIN, too
+    for end in (server, client):
+        kernel.now += 0.01
+        kernel.feed(end.message(final=True), 1)
+        kernel.run()
+    kernel.silent.clear()
+    for _ in range(8):
+        kernel.wait(1.0)
+    assert len(removals(kernel.events)) == MAX_OUTSTANDING + 2
+    kernel.recorded.close()
+    kernel.file.seek(0)
+    assert_same(replayed(kernel.file), kernel.events)
