@@ -143,6 +143,21 @@ def test_what_is_written_later_and_what_waits_at_the_end_comes_too(fifo):
         assert reader.readall() == bytes(300_000)
 
 
+def test_why_a_pipe_cannot_be_written_is_said(fifo):
+    with pytest.raises(OSError, match="nobody reads this pipe") as failure:
+        open_pipe(fifo)
+    assert failure.value.errno == errno.ENXIO
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        open_pipe(fifo.with_name("nothing"))
+
+
+def test_what_a_thread_writes_already_needs_no_other_one(fifo):
+    with reader_of(fifo):
+        late = open_pipe(fifo)
+        assert pipes.writable(late) is late
+        late.close()
+
+
 def test_a_file_of_another_stays_open(tmp_path):
     with open(tmp_path / "file", "wb") as file:
         PipeWriter(file).close()
@@ -192,21 +207,63 @@ def test_a_reader_too_far_behind_is_given_up_and_its_thread_leaves(fifo, monkeyp
         assert not late.reader_gone
 
 
-def test_a_writer_waits_in_the_kernel_for_its_reader(fifo, monkeypatch):
+class File:
+    """A file that does not block, and is full at first."""
+
+    def __init__(self) -> None:
+        self.written, self.flushed = b"", b""
+        self._full = True
+
+    def fileno(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> int | None:
+        full, self._full = self._full, False
+        if full:
+            return None
+        self.written += data
+        return len(data)
+
+    def flush(self) -> None:
+        self.flushed = self.written
+
+
+def test_a_writer_waits_in_the_kernel_for_its_reader(monkeypatch):
     """And looks now and then whether it is still to wait."""
-    poll = Poll(2)
+    poll, file = Poll(2), File()
     poll.register = lambda *_: None  # type: ignore[attr-defined]
-    file = io.BytesIO()
-    file.fileno = lambda: 0  # type: ignore[method-assign]
     monkeypatch.setattr(pipes.select, "poll", lambda: poll)
     late = PipeWriter(file, at_once=2)
     late.write(b"abc")
     late.close()
     assert late._thread is not None
     late._thread.join()
-    assert file.getvalue() == b"abc"
-    assert poll.timeouts == [100.0] * 4
+    assert (file.written, file.flushed) == (b"abc", b"abc")
+    assert poll.timeouts == [100.0] * 5
     assert not late.is_writing
+
+
+def test_what_a_reader_does_not_have_at_the_end_is_said(fifo):
+    with reader_of(fifo):
+        late = open_pipe(fifo)
+        late.write(bytes(300_000))
+        late.close()
+        with pytest.raises(OSError, match="bytes behind"):
+            late.check()
+        assert not late.is_writing
+
+
+def test_a_reader_that_went_away_is_said(fifo):
+    with reader_of(fifo) as reader:
+        late = open_pipe(fifo)
+        reader.close()
+        late.write(b"x")
+        assert late._thread is not None
+        late._thread.join()
+        assert late.reader_gone
+        late.close()
+        with pytest.raises(BrokenPipeError):
+            late.check()
 
 
 def test_a_file_that_somebody_closed_is_an_error_of_whoever_writes(fifo):
@@ -216,9 +273,10 @@ def test_a_file_that_somebody_closed_is_an_error_of_whoever_writes(fifo):
         late.write(b"x")
         assert late._thread is not None
         late._thread.join()
-        with pytest.raises(OSError) as failure:
-            late.write(b"y")
-        assert failure.value.errno == errno.EBADF
+        for fails in (late.check, lambda: late.write(b"y")):
+            with pytest.raises(OSError) as failure:
+                fails()
+            assert failure.value.errno == errno.EBADF
         assert not late.reader_gone
 
 

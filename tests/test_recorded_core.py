@@ -110,6 +110,7 @@ def test_the_core_gets_the_times_that_are_written_and_no_two_inputs_have_the_sam
     written = run.records()
     assert [each.time_ns for each in written] == [0, 1, 1, 10**9, 15 * 10**8, 2 * 10**9]
     assert [dict(each.extra) for each in written[1:4]] == [{}, DRAINED, {}]
+    assert [each.client for each in written] == [0, 7, 7, 7, 8, 8]
     with open_recording(io.BytesIO(run.file.getvalue())) as recording:
         assert recording.info.started_ns == (NOW + EPOCH) * 1e9
 
@@ -232,6 +233,18 @@ def test_a_reader_that_went_away_is_said_once_also_at_the_end(tmp_path, monkeypa
         assert not run.recorded.is_writing
         run.recorded.check()
         assert run.failures == []
+
+
+def test_a_file_that_cannot_be_closed_is_said(tmp_path, monkeypatch):
+    def fail(recorder: Any, close: Any = record.Recorder.close) -> None:
+        close(recorder)
+        raise OSError(28, "No space left on device")
+
+    run = Run(tmp_path / "day.nstat")
+    monkeypatch.setattr(record.Recorder, "close", fail)
+    run.recorded.close()
+    (failure,) = run.failures
+    assert "No space left on device" in failure.detail
 
 
 class Transport:

@@ -45,6 +45,38 @@ async def test_a_datagram_that_comes_later_wakes_the_pump(it):
     await it.until("datagram", b"late", 0)
 
 
+async def test_a_channel_that_says_nothing_of_itself_is_waited_for(it):
+    """Not every channel has a rest, or gives only answers."""
+
+    def connect(purpose, connect=it.wires.open):
+        channel = connect(purpose)
+        del channel.answers_only, channel.rest
+        return channel
+
+    @it.hearing
+    def hear(*heard):
+        if heard == ("drained", 0) and ("datagram", b"late", 0) not in it.core.heard:
+            threading.Timer(0.02, it.wires.far[0].send, (b"late",)).start()
+
+    it.wires.open = connect
+    await it.until("datagram", b"late", 0)
+
+
+async def test_a_request_for_a_poll_reads_what_came_before_though_the_loop_did_not_say_so(it, monkeypatch):
+    async def never(_channel):
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(pump.anyio, "wait_readable", never)
+
+    @it.hearing
+    def hear(*heard):
+        if heard == ("drained", 0) and not it.core.polls:
+            it.wires.far[0].send(b"before")
+            it.feed.request_poll()
+
+    await it.until("datagram", b"before", 0)
+
+
 async def test_datagrams_are_dated_by_the_wall_clock_of_their_turn(it, monkeypatch):
     """Which somebody sets forward after the channel was opened."""
     wall, dates = [1_000.0], []

@@ -37,11 +37,14 @@ async def test_a_feed_says_what_its_core_knows_and_its_figures_begin_at_zero(it,
 
 async def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_it(it, monkeypatch):
     monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 1e9)
-    it.core.subscribed = False
+    it.core.subscribed, told = False, []
 
     @it.hearing
     def hear(*heard):
         if heard[0] == "drained":
+            it.core.deadline = 0.0
+        if heard == ("deadline",):
+            told.append(it.feed._subscribed.is_set())
             it.core.subscribed = True
 
     with anyio.fail_after(LIMIT):
@@ -49,6 +52,7 @@ async def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_i
             tasks.start_soon(it.feed.run, it.plate)
             await it.feed.subscribed()
             assert it.core.subscribed
+            assert told == [False]
             tasks.cancel_scope.cancel()
     it.feed.close()
 

@@ -34,6 +34,7 @@ async def test_look_ups_are_answered_from_another_thread_and_a_failed_one_with_i
     it.wires.answer, it.core.on_hearing = answer, hear
     await it.until("answer", 2, LookupFailed("gone"))
     assert threading.main_thread() not in threads
+    assert it.feed._unbegun == {}, "what began is not kept"
 
 
 def reports(it):

@@ -126,7 +126,8 @@ async def test_of_questions_that_follow_one_another_the_deadline_is_asked_for_be
     assert len(asked) <= 2
 
 
-async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch):
+@pytest.mark.parametrize("takes", [2, 0], ids=["long", "no time"])
+async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_is_over(it, monkeypatch, takes):
     """Reading, what a deadline asks for and its delivery may take a whole slice each: other tasks have turns between."""
     clock, steps = [100.0], []
     at = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic, time=float)
@@ -143,7 +144,7 @@ async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_
             it.core.deadline = 0.0
         if heard == ("deadline",):
             steps.append("deadline")
-            clock[0] += 2 * pump.SLICE
+            clock[0] += takes * pump.SLICE
             it.core.events.append(PollCompleted(1.0, 0, complete=True))
 
     def deliver(_events):
@@ -160,9 +161,10 @@ async def test_what_is_due_and_its_events_wait_for_another_slice_where_this_one_
     it.plate.deliver = deliver
     with anyio.fail_after(LIMIT):
         await it.feed.run(it.plate)
-    read, deadline, delivery = map(steps.index, ("read", "deadline", "delivery"))
-    assert "turn of others" in steps[read:deadline]
-    assert "turn of others" in steps[deadline:delivery]
+    deadline, delivery = map(steps.index, ("deadline", "delivery"))
+    assert steps[deadline - 2 : deadline] == ["read", "turn of others"]
+    assert steps[deadline + 1 : delivery] == ["turn of others"] * bool(takes)
+    assert it.feed.statistics()["slices"] == steps.count("turn of others") + 1
 
 
 async def test_a_kernel_that_never_stops_talking_leaves_other_tasks_their_turns_and_is_read_on(it, monkeypatch):
@@ -264,6 +266,45 @@ async def test_answers_in_which_the_core_finds_little_count_less_of_a_slice(
         await it.feed.run(it.plate)
     assert len(done) == batches
     assert it.feed.statistics()["longest_slice_us"] == batches * (16 + taking) * 1_000_000, "measured whole"
+
+
+@pytest.mark.parametrize(("answers_only", "questions", "at_once"), [(True, 8, 16), (False, 4, 1)])
+async def test_so_many_more_questions_have_room_in_a_slice_and_more_answers_in_a_batch(
+    it, monkeypatch, answers_only, questions, at_once
+):
+    """Where the kernel needs the time for its answers, and the core hardly any. A slice is 64 ticks, an answer takes 16."""
+    clock, asked, numbers = [0], [], []
+    monkeypatch.setattr(pump, "SLICE", 64.0)
+    monkeypatch.setattr(pump, "ANSWERING", 0.5)
+    monkeypatch.setattr(pump, "BATCH_SECONDS", 20.0)
+    monkeypatch.setattr(pump, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=float, time=float))
+
+    def read_into(_, batch, most):
+        numbers.append(most)
+        if not len(numbers) % 2:
+            return False
+        clock[0] += 16
+        batch.append(b"an answer")
+        return True
+
+    def take_in(_data, _channel):
+        asked.append(clock[0])
+        it.core.next = [Send(0, b"a question")]
+
+    async def room():
+        await anyio.lowlevel.checkpoint()
+        it.feed.close()
+
+    def connect(_purpose):
+        near, it.wires.far[0] = socket.socketpair()
+        return SocketChannel(near, immediate=True, receive_buffer=None, answers_only=answers_only)
+
+    it.wires.open = connect
+    monkeypatch.setattr(SocketChannel, "read_into", read_into)
+    it.core.on_datagram, it.plate.room = take_in, room
+    with anyio.fail_after(LIMIT):
+        await it.feed.run(it.plate)
+    assert (len(asked), max(numbers)) == (questions, at_once)
 
 
 @pytest.mark.parametrize(("size", "most"), [(100, pump.BATCH), (32_768, 8), (200_000, 1)])
