@@ -86,7 +86,12 @@ TESTS = {
         "tests/sockdiag/test_sockdiag_replay.py",
         "tests/property/test_replay_is_the_run.py",
     ),
-    "nstat_async/_io/pump.py": ("tests/pump", "tests/test_life.py", "tests/test_unix_bridge.py"),
+    "nstat_async/_io/pump.py": (
+        "tests/pump",
+        "tests/test_life.py",
+        "tests/test_unix_bridge.py",
+        "tests/test_record.py",
+    ),
     "nstat_async/_io/replay.py": ("tests/test_replay.py", "tests/recording"),
     "nstat_async/aggregate": ("tests/aggregate",),
     "nstat_async/recording": ("tests/recording", "tests/test_replay.py"),
