@@ -79,6 +79,8 @@ class Glance:
         """This namespace's own part of the CPU time."""
         self.look_at = self.active_until = 0.0
         """The earliest time of the next look; the time at which the burst is assumed to end."""
+        self.several = False
+        """True if the last look found several new sockets."""
         self._missing = False
         """True if counted connections were not found by their ports: they are over, or the first ones of their kind."""
         self._missing_at, self._missing_wait = 0.0, purpose.pause

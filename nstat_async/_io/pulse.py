@@ -58,6 +58,8 @@ MOST_NEW = 128
 """Most sockets that one look reports: some 20 ms of work."""
 LONGEST_SEARCH = 0.005
 """Seconds of CPU for the processes of one look."""
+AVERAGED = 8
+"""Readings of the counters for an average: a single one may take three times as long as usual."""
 GLANCE = 16
 """Places that are examined between two readings of the clock."""
 MOST_FAILURES = 10
@@ -89,7 +91,7 @@ class Pulse:
         self._charged: deque[tuple[Glance, float]] = deque()
         """CPU seconds that the readers spent on reports."""
         self._reading = 0.0
-        """CPU seconds that one reading of a namespace's counters takes."""
+        """CPU seconds that one reading of a namespace's counters takes, on average of the last ones."""
         self._all_at = 0.0
         """When to read the counters of all namespaces again, those of quiet ones included."""
 
@@ -239,7 +241,7 @@ class Pulse:
         await_counters(self._bell, tuple(each.counters.numbers for each in watched), pause, times, THOROUGH)
         spent, read = time.thread_time() - began, sum(each.counters.readings for each in watched) - read
         if read:
-            self._reading = spent / read
+            self._reading += (spent / read - self._reading) * min(1.0, read / AVERAGED)
         else:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._bell)
@@ -267,15 +269,16 @@ class Pulse:
     def _rest_after(self, glance: Glance, spent: float, new: int = 0) -> None:
         """Delay the namespace's next look by the cost of this one, longer if little is left.
 
-        Dumps are granted separately, so looks without a dump go on. If several new sockets came at once, more will come: the
-        next look is made after the rest, which is then not too short, without waiting for a count.
+        Dumps are granted separately, so looks without a dump go on. If this look or the one before found several new sockets,
+        more will come: the next look is made after the rest, which is then not too short, without waiting for a count.
         """
-        now = time.monotonic()
+        now, several = time.monotonic(), new > 1
         glance.budget.spend(spent, now)
         eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
         rest = min((spent - glance.dumped) / eagerness, LONGEST_SILENCE)
-        glance.look_at = now + (max(rest, SHORTEST_REST) if new > 1 else rest)
-        if new > 1:
+        several_lately, glance.several = several or glance.several, several
+        glance.look_at = now + (max(rest, SHORTEST_REST) if several_lately else rest)
+        if several_lately:
             glance.expect(glance.look_at)
 
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:

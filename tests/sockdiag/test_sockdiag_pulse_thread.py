@@ -24,6 +24,7 @@ class Room:
     """It stands in for `Glance`."""
 
     dumped = whole_takes = 0.0
+    several = False
 
     def __init__(self, purpose, report) -> None:
         self.purpose, self.report = purpose, report
