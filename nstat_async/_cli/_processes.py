@@ -80,9 +80,8 @@ class _Tables:
         monitor = Monitor(backend=self._backend, **self._options)
         failure = await self._count(monitor, scope)
         names = self._view.names
-        if (
-            self._every is None or scope.was_cancelled or failure is not None
-        ):  # what was counted is not lost by a failure
+        # What was counted is not lost by a failure.
+        if self._every is None or scope.was_cancelled or failure is not None:
             if names is not None:
                 self._lines(monitor)  # asks for the names
                 await in_thread(names.wait, _NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from operator import eq
 
 import attrs
 
@@ -166,13 +167,7 @@ def columns_in(rows: memoryview, columns: Columns) -> Iterator[memoryview]:
 
 def are_alike(rows: memoryview, columns: Columns, others: Iterable[memoryview]) -> bool:
     """True if all columns of the rows are these."""
-    left = iter(others)
-    for code, places in columns:
-        numbers = rows.cast(code)  # type: ignore[call-overload]  # one of its letters
-        for place, other in zip(places, left):  # noqa: B905  # the others go on with the next code
-            if numbers[place] != other:
-                return False
-    return True
+    return all(map(eq, columns_in(rows, columns), others))
 
 
 def new_memory() -> Memory:

@@ -229,6 +229,24 @@ async def test_a_slice_is_shared_among_channels(it, monkeypatch, has_news, reads
     assert it.feed.statistics()["longest_slice_us"] == int((clock[0] - 100.0) * 1e6)
 
 
+async def run_a_slice(it, monkeypatch, read_into, take_in, *, answers_only):
+    """Run the feed for one slice, with a channel that is read like this, and a core that takes what was read in like this."""
+
+    async def room():
+        await anyio.lowlevel.checkpoint()
+        it.feed.close()
+
+    def connect(_purpose):
+        near, it.wires.far[0] = socket.socketpair()
+        return SocketChannel(near, immediate=True, receive_buffer=None, answers_only=answers_only)
+
+    it.wires.open = connect
+    monkeypatch.setattr(SocketChannel, "read_into", read_into)
+    it.core.on_datagram, it.plate.room = take_in, room
+    with anyio.fail_after(LIMIT):
+        await it.feed.run(it.plate)
+
+
 @pytest.mark.parametrize(
     ("answers_only", "taking", "batches"),
     [(True, 0, 8), (True, 7, 5), (True, 8, 3), (True, 16, 2), (False, 0, 4), (False, 7, 3)],
@@ -251,19 +269,7 @@ async def test_answers_in_which_the_core_finds_little_count_less_of_a_slice(
         clock[0] += taking
         done.append(clock[0])
 
-    async def room():
-        await anyio.lowlevel.checkpoint()
-        it.feed.close()
-
-    def connect(_purpose):
-        near, it.wires.far[0] = socket.socketpair()
-        return SocketChannel(near, immediate=True, receive_buffer=None, answers_only=answers_only)
-
-    it.wires.open = connect
-    monkeypatch.setattr(SocketChannel, "read_into", read_into)
-    it.core.on_datagram, it.plate.room = take_in, room
-    with anyio.fail_after(LIMIT):
-        await it.feed.run(it.plate)
+    await run_a_slice(it, monkeypatch, read_into, take_in, answers_only=answers_only)
     assert len(done) == batches
     assert it.feed.statistics()["longest_slice_us"] == batches * (16 + taking) * 1_000_000, "measured whole"
 
@@ -291,19 +297,7 @@ async def test_so_many_more_questions_have_room_in_a_slice_and_more_answers_in_a
         asked.append(clock[0])
         it.core.next = [Send(0, b"a question")]
 
-    async def room():
-        await anyio.lowlevel.checkpoint()
-        it.feed.close()
-
-    def connect(_purpose):
-        near, it.wires.far[0] = socket.socketpair()
-        return SocketChannel(near, immediate=True, receive_buffer=None, answers_only=answers_only)
-
-    it.wires.open = connect
-    monkeypatch.setattr(SocketChannel, "read_into", read_into)
-    it.core.on_datagram, it.plate.room = take_in, room
-    with anyio.fail_after(LIMIT):
-        await it.feed.run(it.plate)
+    await run_a_slice(it, monkeypatch, read_into, take_in, answers_only=answers_only)
     assert (len(asked), max(numbers)) == (questions, at_once)
 
 

@@ -169,8 +169,8 @@ def test_an_end_that_waits_while_its_namespace_is_let_go_is_reported_once_and_ex
     assert (removed.counts.tx_bytes, removed.final) == (70, True)
 
 
-def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
-    """Nobody answers what would be asked in it."""
+def gone_while_a_removal_waits():
+    """A namespace came, a socket in it was removed, and it went before that was read."""
     kernel = started(everywhere=True)
     kernel.came_and_went = [NamespacesAnswer((BLUE,))]
     record_of_blue(kernel, *beginning())
@@ -178,18 +178,18 @@ def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
     kernel.run()
     kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
     kernel.poll()
+    return kernel
+
+
+def test_a_removal_that_waits_while_its_namespace_is_let_go_ends_the_flow():
+    """Nobody answers what would be asked in it."""
+    kernel = gone_while_a_removal_waits()
     kernel.wait(5.0)
     assert [type(e) for e in flow_events(kernel.events)].count(FlowRemoved) == 1
 
 
 def test_unread_removals_of_a_namespace_that_is_gone_hold_up_no_end_of_another():
-    kernel = started(everywhere=True)
-    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
-    record_of_blue(kernel, *beginning())
-    kernel.feed(removal().message(final=True), 4 + 1)
-    kernel.run()
-    kernel.came_and_went = [NamespacesAnswer(gone=(1,))]
-    kernel.poll()
+    kernel = gone_while_a_removal_waits()
     connect(kernel, 8)
     kernel.ring(closed(8))
     kernel.now += 2 * REMOVAL_PATIENCE
