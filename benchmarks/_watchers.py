@@ -57,7 +57,9 @@ def library(ebpf="off"):
 
             reading = asyncio.create_task(read())
             await stopped.wait()
-            await monitor.poll_now()
+            pauses = monitor.statistics().feed["wakes"]
+            while monitor.statistics().feed["wakes"] <= pauses:  # it pauses when it has read everything
+                await monitor.poll_now()
             await asyncio.sleep(1.0)  # an end may wait for what is left of its socket, and for its other end
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
