@@ -30,6 +30,7 @@ def library(ebpf="off"):
     import threading
 
     from nstat_async import BackendUnavailableError, FlowAdded, FlowRemoved, FlowUpdated, Monitor, UsageError
+    from nstat_async._cli._run import poll_to_the_end
     from nstat_async.backends import SockDiag
 
     seen = {}
@@ -57,9 +58,7 @@ def library(ebpf="off"):
 
             reading = asyncio.create_task(read())
             await stopped.wait()
-            pauses = monitor.statistics().feed["wakes"]
-            while monitor.statistics().feed["wakes"] <= pauses:  # it pauses when it has read everything
-                await monitor.poll_now()
+            await poll_to_the_end(monitor, "the last flows may be missing")
             await asyncio.sleep(1.0)  # an end may wait for what is left of its socket, and for its other end
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
