@@ -1945,6 +1945,9 @@ PyDoc_STRVAR(exchange_doc, "exchange(file, requests, count) -> [answer]\n\nAs `_
 #define PORTS_OF_ROW 20
 #define PORTS_OF_REQUEST 24
 #define LONGEST_REQUEST 128
+#define STATE_OF_ROW 17
+#define EXPIRES_OF_ROW 68
+#define TIME_WAIT 6
 
 typedef struct {
     char *rows; /* one behind the other, each with its size in front */
@@ -1965,8 +1968,14 @@ static int keep_row(Followed *found, const char *row, uint32_t size)
     return 0;
 }
 
+/* True for a connection in TIME_WAIT that stays there for less than `least` milliseconds. */
+static int is_older(const char *row, uint32_t least)
+{
+    return row[STATE_OF_ROW] == TIME_WAIT && read32((const uint8_t *)row + EXPIRES_OF_ROW) < least;
+}
+
 /* Look up the next ports once; `port` becomes the last one that exists. */
-static int follow_on(int file, const char *request, size_t size, size_t at, unsigned int *port, Followed *found)
+static int follow_on(int file, const char *request, size_t size, size_t at, unsigned int *port, uint32_t least, Followed *found)
 {
     char requests[PORTS_AHEAD * LONGEST_REQUEST], row[LONGEST_ANSWER];
     const unsigned int first = *port;
@@ -1985,7 +1994,7 @@ static int follow_on(int file, const char *request, size_t size, size_t at, unsi
             return errno;
         /* a listener answers for a connection that does not exist, with its own ports */
         if (got < LEAST_ROW || read16((const uint8_t *)row + 4) == ERROR_MESSAGE ||
-            memcmp(row + PORTS_OF_ROW, requests + number * size + PORTS_OF_REQUEST, 4) != 0)
+            memcmp(row + PORTS_OF_ROW, requests + number * size + PORTS_OF_REQUEST, 4) != 0 || is_older(row, least))
             continue;
         if (keep_row(found, row, (uint32_t)got))
             return ENOMEM;
@@ -2015,9 +2024,9 @@ static PyObject *follow(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     int file;
     const char *request;
-    unsigned int port;
+    unsigned int port, least;
     Py_ssize_t size, at, number;
-    if (!PyArg_ParseTuple(arguments, "iy#nIn", &file, &request, &size, &at, &port, &number))
+    if (!PyArg_ParseTuple(arguments, "iy#nInI", &file, &request, &size, &at, &port, &number, &least))
         return NULL;
     if (size > LONGEST_REQUEST || size < PORTS_OF_REQUEST + 4 || at < 0 || at + 2 > size) {
         PyErr_SetString(PyExc_ValueError, "not a request for a socket");
@@ -2028,7 +2037,7 @@ static PyObject *follow(PyObject *Py_UNUSED(module), PyObject *arguments)
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t before = -1; !error && found.count < number && found.count > before;) {
         before = found.count;
-        error = follow_on(file, request, (size_t)size, (size_t)at, &port, &found);
+        error = follow_on(file, request, (size_t)size, (size_t)at, &port, least, &found);
     }
     Py_END_ALLOW_THREADS
     PyObject *rows = NULL;
@@ -2041,7 +2050,7 @@ static PyObject *follow(PyObject *Py_UNUSED(module), PyObject *arguments)
     return rows;
 }
 
-PyDoc_STRVAR(follow_doc, "follow(file, request, at, port, number) -> [answer]\n\nAs `follow` of _io/successors.py, of a socket.");
+PyDoc_STRVAR(follow_doc, "follow(file, request, at, port, number, least) -> [answer]\n\nAs `follow` of _io/successors.py, of a socket.");
 
 /* --- counters of the kernel: waking the interpreter without need would cost more than reading them ---------------- */
 

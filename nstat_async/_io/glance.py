@@ -87,6 +87,8 @@ class Glance:
         """When a dump may look for those; later each time that a dump did not find any."""
         self._opened = 0
         """How many connections were opened or accepted since the last look."""
+        self._looked_at = -math.inf
+        """When the last look for connections was."""
         self._ahead = 0
         """How many connections the last look may have seen before they were counted."""
         self.dumped = 0.0
@@ -180,19 +182,20 @@ class Glance:
             answers += exchange(self._socket.fileno(), b"".join(part), len(part))
         return [answer for answer in answers if len(answer) >= _LEAST and _HEAD.unpack_from(answer)[1] != _ERROR]
 
-    def _follow(self, request: bytes, at: int, port: int, number: int) -> list[bytes]:
+    def _follow(self, request: bytes, at: int, port: int, number: int, least: int) -> list[bytes]:
         if follow_compiled is None:
-            return follow(self._ask, request, at, port, number)
-        return follow_compiled(self._socket.fileno(), request, at, port, number)
+            return follow(self._ask, request, at, port, number, least)
+        return follow_compiled(self._socket.fileno(), request, at, port, number, least)
 
     def _look_for_connections(self, now: float, *, whole: bool) -> list[tuple[int, bytes]]:
         """Find new connections: by their ports if those are known, and by a dump if some are missing."""
         opened, self._opened = self._opened, 0
+        since, self._looked_at = now - self._looked_at, now
         if opened > MOST_FOLLOWED:
             if not whole:
                 self._successors.forget(self.crowds)
             return self._look(TCP, whole=whole)
-        next_ones, counted = self._successors.find(opened, self._known[TCP]) if opened else ([], 0)
+        next_ones, counted = self._successors.find(opened, self._known[TCP], since) if opened else ([], 0)
         waiting = [self._unheld.pop(cookie) for cookie in list(self._unheld)[:ONE_BY_ONE]]
         again = self._ask([lookup_request(message, TCP).encode() for message in waiting])
         found = self._take_in(dict.fromkeys([*again, *next_ones]))
@@ -302,7 +305,7 @@ def _exchange(file: int, requests: bytes, count: int) -> list[bytes]:
 
 
 exchange: Callable[[int, bytes, int], list[bytes]] = getattr(speedups, "exchange", _exchange)
-follow_compiled: Callable[[int, bytes, int, int, int], list[bytes]] | None = getattr(speedups, "follow", None)
+follow_compiled: Callable[[int, bytes, int, int, int, int], list[bytes]] | None = getattr(speedups, "follow", None)
 """As `follow`, of a socket; in one go, without the interpreter's lock."""
 
 

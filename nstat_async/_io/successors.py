@@ -30,8 +30,15 @@ MOST_TRIED = 4
 """Most servers whose next connections are searched for: those that had the last ones."""
 MOST_REMEMBERED = 256
 _STATE_AT, _TIME_WAIT = 17, 6
+_EXPIRES_AT = 68
+"""Offset of the milliseconds until a connection in TIME_WAIT is forgotten, in an ``inet_diag_msg``."""
+TIME_WAIT_SECONDS = 60.0
+"""How long TIME_WAIT lasts: ``TCP_TIMEWAIT_LEN``."""
+MARGIN = 0.05
+"""Seconds by which the age of a connection in TIME_WAIT may be wrong: timers have ticks."""
 _PORTS = struct.Struct(">HH")
 _COOKIE = struct.Struct("=Q")
+_EXPIRES = struct.Struct("=I")
 
 _NOWHERE = -0xFFFF
 """No port is near to it."""
@@ -40,7 +47,7 @@ Key = tuple[int, int, int, bytes]
 """Family, ports (0: the one that varies), addresses."""
 Ask = Callable[[list[bytes]], list[bytes]]
 """Looks sockets up by these requests, and returns the messages of those that exist."""
-Follow = Callable[[bytes, int, int, int], list[bytes]]
+Follow = Callable[[bytes, int, int, int, int], list[bytes]]
 """See `follow`."""
 
 
@@ -99,12 +106,15 @@ class Successors:
             for key in [key for key in table if (key[1] or key[2]) in servers]:
                 del table[key]
 
-    def find(self, number: int, known: Container[int]) -> tuple[list[bytes], int]:
+    def find(self, number: int, known: Container[int], since: float) -> tuple[list[bytes], int]:
         """Find connections that are not `known` by their cookies, until they explain `number` counted ones; and how many they do.
 
         A connection with both ends here is counted twice: also if one end is in TIME_WAIT, where the other one is gone.
+        Those in TIME_WAIT for longer than `since` (seconds, since the last look) are none of the counted ones. There may be
+        thousands, and the kernel gives their ports to new connections.
         """
         found: list[bytes] = []
+        least = int(1000 * max(0.0, TIME_WAIT_SECONDS - since - MARGIN))
         counted = 0
         steady = list(reversed(self._steady.items()))
         steady.sort(key=lambda pair: not pair[1].lasting)  # the others have gaps
@@ -114,11 +124,11 @@ class Successors:
             mirrored = _mirrored(key)
             other = self._steady.get(mirrored) or self._others.get(mirrored)
             ends = 1 if other is None else 2
-            rows = self._follow(last.request(), _varying(key), last.port, (number - counted + ends - 1) // ends)
+            rows = self._follow(last.request(), _varying(key), last.port, (number - counted + ends - 1) // ends, least)
             self._see_all(key, rows)
             if other is not None:  # their ports have gaps where connections are over
                 ports = [_port_of(key, row) for row in rows if row[_STATE_AT] != _TIME_WAIT]
-                others = look_up(self._ask, other.request(), _varying(mirrored), ports)
+                others = look_up(self._ask, other.request(), _varying(mirrored), ports, least)
                 self._see_all(mirrored, others)
                 rows += others
             new = [row for row in rows if cookie_of(row) not in known]
@@ -131,7 +141,7 @@ class Successors:
             self._see(key, row)
 
 
-def follow(ask: Ask, request: bytes, at: int, port: int, number: int) -> list[bytes]:
+def follow(ask: Ask, request: bytes, at: int, port: int, number: int, least: int) -> list[bytes]:
     """Look up the sockets with the ports that may come next, and so on behind each that exists.
 
     Args:
@@ -140,11 +150,12 @@ def follow(ask: Ask, request: bytes, at: int, port: int, number: int) -> list[by
         at: Offset of the port that varies, in the request.
         port: The last one that is known.
         number: How many are wanted; some more may be found.
+        least: Milliseconds, see `look_up`.
     """
     found: list[bytes] = []
     while len(found) < number:
         ports = range(port + STEPS.start, min(port + STEPS.stop, 1 << 16), STEPS.step)
-        rows = look_up(ask, request, at, ports)
+        rows = look_up(ask, request, at, ports, least)
         if not rows:
             break
         found += rows
@@ -152,12 +163,20 @@ def follow(ask: Ask, request: bytes, at: int, port: int, number: int) -> list[by
     return found
 
 
-def look_up(ask: Ask, request: bytes, at: int, ports: Iterable[int]) -> list[bytes]:
-    """The sockets that exist with these ports at this place. A listener, which answers for those that do not, is none of them."""
+def look_up(ask: Ask, request: bytes, at: int, ports: Iterable[int], least: int) -> list[bytes]:
+    """The sockets that exist with these ports at this place. A listener, which answers for those that do not, is none of them.
+
+    A connection in TIME_WAIT is one of them if it stays there for `least` more milliseconds: others were over earlier.
+    """
     head, behind = request[:at], request[at + 2 :]
     requests = [head + port.to_bytes(2, "big") + behind for port in ports]
     wanted = {each[PORTS_AT + _LATER : PORTS_AT + _LATER + 4] for each in requests}
-    return [row for row in ask(requests) if row[PORTS_AT : PORTS_AT + 4] in wanted]
+    return [row for row in ask(requests) if row[PORTS_AT : PORTS_AT + 4] in wanted and not _is_older(row, least)]
+
+
+def _is_older(row: bytes, least: int) -> bool:
+    """True for a connection in TIME_WAIT that stays there for less than `least` milliseconds."""
+    return row[_STATE_AT] == _TIME_WAIT and bool(_EXPIRES.unpack_from(row, _EXPIRES_AT)[0] < least)
 
 
 def cookie_of(message: bytes) -> int:

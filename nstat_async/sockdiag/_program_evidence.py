@@ -429,6 +429,7 @@ class ProgramEvidence:
     def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
         """A socket was removed: call `settle` with the record of its end, or with `None` if no record will come."""
         cookie = entry.cookie
+        self._give_up_due(self._unseen)  # while the loop is awake, which saves waking it for them
         half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
         if half is not None and half.connection == entry.connection:
             self._past.pop(cookie)
@@ -439,7 +440,6 @@ class ProgramEvidence:
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
             self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
-            self._give_up_due(self._unseen)
             self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
         else:
             settle(None)

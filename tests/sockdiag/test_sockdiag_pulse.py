@@ -129,6 +129,18 @@ def test_a_socket_that_waited_long_enough_is_reported_with_the_next_one_that_wai
     assert [event.flow.id for event in flow_events(kernel.run())] == ["c5", "c5"]
 
 
+def test_a_socket_that_waited_long_enough_is_reported_with_any_removal(kernel):
+    """Also with one that waits for nothing, because its process is known."""
+    add(kernel, 6)
+    kernel.beat(6)
+    add(kernel, 5)
+    kernel.close(5)
+    assert flow_events(kernel.run()) == []
+    kernel.now += 1.2 * PULSE_PATIENCE
+    kernel.close(6)
+    assert [event.flow.id for event in flow_events(kernel.run())] == ["c5", "c5", "c6"]
+
+
 def test_what_was_removed_before_its_report_came_is_no_flow(kernel):
     """Also when a poll knew it: a report of later is about the past."""
     sock = add(kernel, 5)

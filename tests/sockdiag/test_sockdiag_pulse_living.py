@@ -513,7 +513,7 @@ def test_connections_to_one_server_are_found_by_their_ports(look):
         assert {inode_of(end) for end in both} <= inodes(seen(look))
         for _ in range(3):
             more = [*connect(), *connect()]
-            found = inodes([(6, row) for row in look._successors.find(4, set())[0]])
+            found = inodes([(6, row) for row in look._successors.find(4, set(), 0.0)[0]])
             assert found == {inode_of(end) for end in more}
 
 

@@ -25,13 +25,15 @@ class Kernel:
 
     def __init__(self):
         self.sockets = {}
+        self.ages = {}
+        """How many seconds ago those in TIME_WAIT got there; 0 for others."""
         self.asked = 0
         self.successors = Successors(self.ask, self.follow)
 
-    def connect(self, port, *, there=HERE, server=SERVER, state=ESTABLISHED):
+    def connect(self, port, *, there=HERE, server=SERVER, state=ESTABLISHED, age=0.0):
         """A connection from here; both ends, if the other one is here, too. Of one that is over there is one end."""
         client, accepted = (HERE, port, there, server), (there, server, HERE, port)
-        self.sockets[client] = state
+        self.sockets[client], self.ages[client] = state, age
         if there == HERE and state != TIME_WAIT:
             self.sockets[accepted] = state
         return [self.message(end) for end in (client, accepted) if end in self.sockets]
@@ -48,6 +50,7 @@ class Kernel:
             + remote.ljust(16, b"\0")
             + bytes(4)
             + cookie.to_bytes(8, sys.byteorder)
+            + int(1000 * (60 - self.ages.get(end, 0.0))).to_bytes(4, sys.byteorder)
         )
 
     @staticmethod
@@ -69,8 +72,8 @@ class Kernel:
     def follow(self, *what):
         return follow(self.successors._ask, *what)
 
-    def find(self, number, known=()):
-        return self.successors.find(number, known)
+    def find(self, number, known=(), since=1.0):
+        return self.successors.find(number, known, since)
 
 
 @pytest.fixture
@@ -135,6 +138,36 @@ def test_a_connection_with_another_machine_counts_once_in_whatever_state(kernel)
     learn(kernel, 2000, 2002, there=THERE)
     kernel.connect(2004, there=THERE, state=TIME_WAIT)
     assert kernel.find(1)[1] == 1
+
+
+def test_what_was_over_before_the_last_look_is_none_of_what_was_counted_since_then(kernel):
+    """The kernel gives new connections the ports of those in TIME_WAIT, so many of them may lie ahead."""
+    learn(kernel, 2000, 2002)
+    new = kernel.connect(2006)
+    for port in (2004, *range(2008, 2100, 2)):
+        kernel.connect(port, state=TIME_WAIT, age=1.5)
+    found, counted = kernel.find(10, since=1.0)
+    assert (set(found), counted) == (set(new), 2)
+    more = kernel.connect(2008)
+    found, counted = kernel.find(10, since=1.0)
+    assert (set(found), counted) == (set(more), 2), "where it goes on is not deceived by them either"
+    kernel.connect(2010, state=TIME_WAIT, age=0.5)
+    found, counted = kernel.find(2, since=1.0)
+    assert ([int.from_bytes(row[20:22], "big") for row in found], counted) == ([2010], 2)
+
+
+@pytest.mark.parametrize(("age", "counted"), [(0.0, 1), (2.04, 1), (2.06, 0), (60.0, 0)])
+def test_what_was_over_for_as_long_as_the_last_look_is_ago_counts(kernel, age, counted):
+    """And for a moment longer: the kernel's timers have ticks."""
+    learn(kernel, 2000, 2002, there=THERE)
+    kernel.connect(2004, there=THERE, state=TIME_WAIT, age=age)
+    assert kernel.find(1, since=2.0)[1] == counted
+
+
+def test_before_the_first_look_all_that_is_over_counts(kernel):
+    learn(kernel, 2000, 2002, there=THERE)
+    kernel.connect(2004, there=THERE, state=TIME_WAIT, age=59.0)
+    assert kernel.find(1, since=float("inf"))[1] == 1
 
 
 def test_what_is_known_is_not_found_and_not_counted(kernel):
@@ -312,7 +345,7 @@ def test_the_living_kernel_is_asked_for_what_follows_a_port(follow_in, of_server
         request = DiagRequest(socket.AF_INET, 6, socket_id=identity + bytes(4) + b"\xff" * 8, dump=False).encode()
 
         def following(port, number):
-            rows = follow_in(asking.fileno(), request, at, port, number)
+            rows = follow_in(asking.fileno(), request, at, port, number, 60_000)
             return [int.from_bytes(row[at - 4 : at - 2], "big") for row in rows]
 
         assert following(20_000, 1) == [20_002, 20_004], "what was asked for along with it"
@@ -324,17 +357,44 @@ def test_the_living_kernel_is_asked_for_what_follows_a_port(follow_in, of_server
         assert following(65_520, 5) == []
 
 
+@pytest.mark.parametrize("follow_in", list(dict.fromkeys([glance.follow_compiled or in_python, in_python])))
+def test_the_living_kernel_tells_how_long_a_connection_is_over(follow_in):
+    """A connection in TIME_WAIT stays there for 60 s; one that does not stay for as long as wanted is passed."""
+    with socket.create_server(("127.77.0.1", 0)) as listener, connections() as (_, asking):
+        server = listener.getsockname()[1]
+        for port in (20_102, 20_106):
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(("127.77.0.3", port))
+                client.connect(("127.77.0.1", server))
+                accepted, _ = listener.accept()
+                client.shutdown(socket.SHUT_WR)
+                assert accepted.recv(1) == b""
+                accepted.close()
+                assert client.recv(1) == b""
+        ends = b"".join(socket.inet_aton(end).ljust(16, b"\0") for end in ("127.77.0.3", "127.77.0.1"))
+        identity = bytes(2) + server.to_bytes(2, "big") + ends
+        request = DiagRequest(socket.AF_INET, 6, socket_id=identity + bytes(4) + b"\xff" * 8, dump=False).encode()
+
+        def following(least):
+            rows = follow_in(asking.fileno(), request, 24, 20_100, 10, least)
+            return [(int.from_bytes(row[20:22], "big"), row[17]) for row in rows]
+
+        assert following(0) == [(20_102, TIME_WAIT), (20_106, TIME_WAIT)]
+        assert following(60_001) == []
+
+
 @pytest.mark.skipif(glance.follow_compiled is None, reason="the C code is not built")
 def test_what_is_no_request_is_an_error_and_so_is_what_cannot_be_asked():
     with pytest.raises(ValueError, match="not a request"):
-        glance.follow_compiled(0, bytes(200), 24, 1, 1)
+        glance.follow_compiled(0, bytes(200), 24, 1, 1, 0)
     with pytest.raises(ValueError, match="not a request"):
-        glance.follow_compiled(0, bytes(72), 71, 1, 1)
+        glance.follow_compiled(0, bytes(72), 71, 1, 1, 0)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there:
         here.setblocking(False)
         with pytest.raises(BlockingIOError):
-            glance.follow_compiled(here.fileno(), bytes(72), 24, 1, 1)
+            glance.follow_compiled(here.fileno(), bytes(72), 24, 1, 1, 0)
         assert len(there.recv(1000)) == 72 * len(STEPS)
 
 
