@@ -2,8 +2,8 @@
 
 A flow between two addresses of this machine passes the loopback interface, whichever interfaces have these addresses
 (``ip_route_output_key_hash_rcu``, ``ip6_rt_get_dev_rcu``). Any other flow has the interface of its local address: a
-socket names its device only when it is bound to one. A service address on the loopback interface (LVS, anycast) does not
-tell which way packets go: then the network of the peer may.
+socket names its device only when it is bound to one. A service address on the loopback interface or a dummy device (LVS,
+anycast, kube-proxy) does not tell which way packets go: then the network of the peer may.
 
 Rtnetlink does not tell wireless from wired Ethernet; the host's device directory does (`LinkKindsRequest`).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import attrs
 
@@ -78,6 +79,8 @@ class LinkTable:
         """Grows with each change: an interface that was looked up at another version may be outdated."""
         self._generation = 0
         self._interfaces: dict[int, Interface] = {}
+        self._dummies: set[int] = set()
+        """Devices that carry nothing (``dummy_xmit`` drops it), and only hold addresses."""
         self._addresses: dict[bytes, dict[int, int]] = {}
         """Address to the indices of its interfaces, oldest first, with the length of its prefix."""
         self._seen: dict[int | tuple[bytes, int], int] = {}
@@ -129,12 +132,15 @@ class LinkTable:
         if kind is None and old is not None:
             kind = old.kind  # a new name does not change what the host said
         new = Interface(link.index, link.name, kind)
+        if link.kind == "dummy":
+            self._dummies.add(link.index)
         if new != old:
             self._interfaces[link.index] = new
             self.version += 1
 
     def _drop_link(self, index: int) -> None:
         self._seen.pop(index, None)
+        self._dummies.discard(index)
         if self._interfaces.pop(index, None) is not None:
             self.version += 1
 
@@ -169,12 +175,12 @@ class LinkTable:
     def _prefixes(self) -> _Networks:
         if self._networks_at != self.version:
             self._networks_at = self.version
-            self._networks = _Networks.of(self._interfaces, self._addresses)
+            self._networks = _Networks.of(self._interfaces, self._addresses, self._dummies)
         return self._networks
 
     def carrying(self) -> frozenset[str]:
-        """Names of the interfaces that carry traffic with other machines: those with an address, except loopback."""
-        indices = {index for holders in self._addresses.values() for index in holders}
+        """Names of the interfaces that carry traffic with other machines: those with an address, except loopback and dummies."""
+        indices = {index for holders in self._addresses.values() for index in holders} - self._dummies
         links = (self._interfaces.get(index) for index in indices)
         return frozenset(
             link.name for link in links if link is not None and link.name and link.kind is not InterfaceKind.LOOPBACK
@@ -243,7 +249,7 @@ class LinkTable:
             index = prefixes.first
         elif not device:
             index = self.index_of(local)
-            if index in prefixes.loopbacks and not is_loopback(local):
+            if index in prefixes.holders and not is_loopback(local):
                 index = None if remote is None else _longest(prefixes.links, remote)
         if index is None:
             return None
@@ -251,7 +257,7 @@ class LinkTable:
 
     def _are_own(self, local: bytes, remote: bytes, device: int) -> bool:
         if local == remote and not device:
-            return self._is_own(local, 0)
+            return True  # nobody else has it, even if rtnetlink does not tell it (a route of type ``local``)
         return self._is_own(remote, device or self.index_of(local) or 0) and self._is_own(local, device)
 
 
@@ -263,8 +269,8 @@ _Prefixes = list[tuple[int, int, dict[int, int]]]
 class _Networks:
     """The prefixes of all addresses."""
 
-    loopbacks: frozenset[int] = frozenset()
-    """Indices of loopback interfaces."""
+    holders: frozenset[int] = frozenset()
+    """Indices of interfaces whose addresses do not tell the way: loopback interfaces and dummies."""
     first: int | None = None
     """The loopback interface that packets to this machine's own addresses pass."""
     loopback: _Prefixes = attrs.field(factory=list)
@@ -273,19 +279,26 @@ class _Networks:
     """Networks that are reached without a router."""
 
     @classmethod
-    def of(cls, interfaces: Mapping[int, Interface], addresses: Mapping[bytes, Mapping[int, int]]) -> _Networks:
+    def of(
+        cls,
+        interfaces: Mapping[int, Interface],
+        addresses: Mapping[bytes, Mapping[int, int]],
+        dummies: AbstractSet[int],
+    ) -> _Networks:
         """Sort addresses into these tables."""
         loopbacks = frozenset(i for i, link in interfaces.items() if link.kind is InterfaceKind.LOOPBACK)
         tables: tuple[dict[tuple[int, int], dict[int, int]], ...] = ({}, {})
         for address, holders in addresses.items():
             bits = 8 * len(address)
             for index, prefix in holders.items():
+                if index in dummies:
+                    continue
                 on_loopback = index in loopbacks
                 if 0 < prefix < bits and not (on_loopback and (bits > _IPV4_BITS or is_loopback(address))):
                     table = tables[on_loopback].setdefault((bits - prefix, bits), {})
                     table.setdefault(int.from_bytes(address, "big") >> bits - prefix, index)
         links, loopback = ([(bits, shift, table[shift, bits]) for shift, bits in sorted(table)] for table in tables)
-        return cls(loopbacks, min(loopbacks, default=None), loopback, links)
+        return cls(loopbacks | dummies, min(loopbacks, default=None), loopback, links)
 
 
 def _longest(prefixes: _Prefixes, address: bytes) -> int | None:

@@ -46,12 +46,13 @@ from nstat_async.sockdiag._rows import RowFormats
 NOTHING = 0
 """What sequence numbers prove where they prove nothing."""
 
-LO, ETH, VETH, WG = 1, 2, 3, 4
+LO, ETH, VETH, WG, DUMMY = 1, 2, 3, 4, 5
 LINKS = (
     LinkMessage(LO, 772, "lo"),
-    LinkMessage(ETH, 1, "eth0", "dummy"),
+    LinkMessage(ETH, 1, "eth0", "bond"),
     LinkMessage(VETH, 1, "veth0", "veth"),
     LinkMessage(WG, 65534, "wg0", "wireguard"),
+    LinkMessage(DUMMY, 1, "kube-ipvs0", "dummy"),
 )
 ADDRESSES = (
     (LO, "127.0.0.1/8"),
@@ -65,6 +66,9 @@ ADDRESSES = (
     (VETH, "10.7.0.1/16"),
     (VETH, "fe80::3/64"),
     (WG, "10.7.9.1/24"),
+    (DUMMY, "10.96.0.1/32"),  # service addresses of a device that carries nothing
+    (DUMMY, "10.97.0.1/24"),
+    (DUMMY, "2001:db8:96::1/64"),
 )
 
 
@@ -112,6 +116,9 @@ def by_row(table, local, remote, device):
         ("203.0.113.77", "192.0.2.2", 0, LO),
         ("2001:db8::2", "2001:db8::2", 0, LO),
         ("192.0.2.2", "192.0.2.2", ETH, LO),
+        ("198.51.100.7", "198.51.100.7", 0, LO),  # an address by a route of type local, which no interface has
+        ("10.96.0.1", "10.96.0.1", 0, LO),
+        ("2001:db8::2", "2001:db8:96::1", 0, LO),
         ("fe80::2", "fe80::2", ETH, LO),
         ("fe80::2", "fe80::2", 0, LO),
         ("fe80::2", "fe80::2", VETH, VETH),  # there it is another machine's
@@ -128,6 +135,13 @@ def by_row(table, local, remote, device):
         ("198.18.0.53", "198.51.100.9", 0, None),
         ("203.0.113.77", "198.51.100.9", 0, None),
         ("198.18.0.53", None, 0, None),
+        ("10.96.0.1", "192.0.2.99", 0, ETH),  # nor does one of a dummy device, which carries nothing
+        ("10.97.0.1", "10.97.0.9", 0, None),
+        ("2001:db8:96::1", "2001:db8::9", 0, ETH),
+        ("10.96.0.1", "198.51.100.9", 0, None),
+        ("198.18.0.53", "10.97.0.9", 0, None),
+        ("10.96.0.1", None, 0, None),
+        ("10.96.0.1", "198.51.100.9", DUMMY, DUMMY),
         ("192.0.2.2", None, 0, ETH),
         ("127.0.0.1", None, 0, LO),
         ("0.0.0.0", None, 0, None),
@@ -175,12 +189,12 @@ def test_an_address_that_comes_or_goes_changes_what_is_local(table):
     def kind():
         return by_row(table, "192.0.2.2", "192.0.2.9", 0).kind
 
-    assert kind() is InterfaceKind.OTHER
+    assert kind() is InterfaceKind.WIRED
     message = address(WG, "192.0.2.9/32")
     feed(table, RouteMessage.NEWADDR, message.encode(RouteMessage.NEWADDR))
     assert kind() is InterfaceKind.LOOPBACK
     feed(table, RouteMessage.DELADDR, message.encode(RouteMessage.DELADDR))
-    assert kind() is InterfaceKind.OTHER
+    assert kind() is InterfaceKind.WIRED
 
 
 def send(table: LinkTable, kind: int, *messages) -> None:
@@ -218,7 +232,7 @@ def test_every_change_is_one_and_what_is_said_again_is_none(table):
     one = address(WG, "192.0.2.2/32")
     for kind, message, expected in (
         (RouteMessage.NEWLINK, LINKS[1], False),
-        (RouteMessage.NEWLINK, LinkMessage(ETH, 1, "lan0", "dummy"), True),
+        (RouteMessage.NEWLINK, LinkMessage(ETH, 1, "lan0", "bond"), True),
         (RouteMessage.NEWADDR, address(ETH, "192.0.2.2/24"), False),
         (RouteMessage.NEWADDR, address(ETH, "192.0.2.2/28"), True),
         (RouteMessage.NEWADDR, one, True),
@@ -244,12 +258,20 @@ def test_the_host_is_asked_what_ethernet_devices_are_and_says_nothing_of_others(
     table.classify(LinkKindsAnswer(0, (("eth7", "wifi"),)))
     assert table.version != version
     kinds = {number: table.interface_of(packed("0.0.0.0"), number).kind for number in (WG, ETH, 7, 9)}
-    assert kinds == {WG: InterfaceKind.VPN, ETH: InterfaceKind.OTHER, 7: InterfaceKind.WIFI, 9: None}
+    assert kinds == {WG: InterfaceKind.VPN, ETH: InterfaceKind.WIRED, 7: InterfaceKind.WIFI, 9: None}
+
+
+def test_a_number_that_was_a_dummys_may_be_another_devices(table):
+    send(table, RouteMessage.DELLINK, LINKS[DUMMY - 1])
+    send(table, RouteMessage.NEWLINK, LinkMessage(DUMMY, 1, "eth5", "bond"))
+    send(table, RouteMessage.NEWADDR, address(DUMMY, "10.96.0.1/24"))
+    assert table.interface_of(packed("10.96.0.1"), 0, packed("198.51.100.9")).name == "eth5"
+    assert "eth5" in table.carrying()
 
 
 def test_interfaces_that_end_traffic_are_those_with_an_address_and_a_name(table):
     assert table.carrying() == {"eth0", "veth0", "wg0"}
-    send(table, RouteMessage.NEWLINK, LinkMessage(8, 1, None, "dummy"), LinkMessage(9, 1, "idle0", "dummy"))
+    send(table, RouteMessage.NEWLINK, LinkMessage(8, 1, None, "bond"), LinkMessage(9, 1, "idle0", "bond"))
     send(table, RouteMessage.NEWADDR, address(8, "192.0.2.8/24"), address(77, "192.0.2.9/24"))
     assert table.carrying() == {"eth0", "veth0", "wg0"}
 
