@@ -321,20 +321,27 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
     """Flows whose remote (or local) address lies in one of these networks.
 
     Args:
-        networks: Addresses or networks, e.g. ``"192.0.2.0/24"``.
+        networks: Addresses or networks, e.g. ``"192.0.2.0/24"``. One with a zone, as in ``"fe80::1%eth0"`` or ``"fe80::%3/64"``,
+            is that of this link only. A dual-stack socket's ``::ffff:192.0.2.1`` is also in ``"192.0.2.0/24"``.
         local: Look at the local address.
         remote: Look at the remote address.
 
     Raises:
-        UsageError: One of them is not a network.
+        UsageError: One of them is not a network, or its zone is not an interface of this machine.
     """
     wanted = _each(by_address, networks, _network, "an address or a network, e.g. '192.0.2.0/24'")
+    places = [(network, Endpoint.parse(str(network.network_address)).scope_id) for network in wanted]
 
     def inside(endpoint: Endpoint | None) -> bool:
         if endpoint is None:
             return False
         address = endpoint.ip_address
-        return any(address in network for network in wanted)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any(
+            (address in network or (mapped is not None and mapped in network))
+            and (not zone or zone == endpoint.scope_id)
+            for network, zone in places
+        )
 
     def matches(flow: Flow) -> bool:
         return (remote and inside(flow.remote)) or (local and inside(flow.local))

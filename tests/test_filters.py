@@ -84,6 +84,39 @@ def test_loopback_is_told_by_an_address_or_the_interface():
     assert not filters.loopback()(BARE)
 
 
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        ("fe80::2", True, True),
+        ("fe80::2%1", True, False),
+        ("fe80::%2/64", False, True),
+        ("fe80::/64", True, True),
+        ("fe80::2%3", False, False),
+        ("fe80::3%1", False, False),
+        ("fe80::2%0", True, True),
+    ],
+)
+def test_an_address_with_a_zone_is_one_of_that_link(text, first, second):
+    chosen = filters.parse(f"address={text}")
+    flows = [Flow("1", Provider.TCP, remote=Endpoint.parse(f"fe80::2%{zone}", 443)) for zone in (1, 2)]
+    assert [chosen(flow) for flow in flows] == [first, second]
+    assert pickle.loads(pickle.dumps(chosen)) == chosen
+
+
+def test_a_zone_that_is_no_interface_is_a_usage_error_that_names_it():
+    with pytest.raises(UsageError, match="'nosuch0' in 'fe80::1%nosuch0' is not an interface"):
+        filters.by_address("fe80::1%nosuch0")
+
+
+def test_the_ipv4_peer_of_a_dual_stack_socket_is_in_networks_of_both_families():
+    flow = Flow("1", Provider.TCP, remote=Endpoint.parse("::ffff:192.0.2.1", 443))
+    assert [filters.by_address(text)(flow) for text in ("192.0.2.0/24", "::ffff:192.0.2.1", "198.51.100.0/24")] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_nonsense_is_a_usage_error_that_names_it():
     with pytest.raises(UsageError, match="by_address: 'nowhere'"):
         filters.by_address("nowhere")

@@ -332,6 +332,13 @@ def test_a_flow_can_be_grouped_by(grouping, key):
     assert [row.key for row in table.rows()] == [key]
 
 
+def test_a_link_local_address_is_another_remote_on_each_link():
+    table = TrafficTable(GroupBy.remote_address())
+    for name, remote in enumerate(["fe80::1%2", "fe80::1%3", "fe80::1%2", "fe80::1"]):
+        table.feed(added(flow(name, remote=remote), 1, counts(1)))
+    assert {row.name: row.flows for row in table.rows()} == {"fe80::1%2": 2, "fe80::1%3": 1, "fe80::1": 1}
+
+
 def test_networks_join_addresses_and_know_mapped_ones():
     table = TrafficTable(GroupBy.remote_network(24, 48))
     for name, remote in enumerate(["198.51.100.7", "198.51.100.250", "::ffff:198.51.100.9", "2001:db8::1", None]):
