@@ -14,6 +14,7 @@ from nstat_async._events import AnyEvent
 from nstat_async._monitor import Monitor
 from nstat_async._subscription import Subscription
 
+from ._rates import CLOCK_SLACK
 from ._table import ProcessTable, TrafficTable
 
 _Table = TypeVar("_Table", bound=TrafficTable)
@@ -100,7 +101,9 @@ class TableStream(Generic[_Table]):
         while True:
             while self._waiting:
                 time = self._waiting[-1].time
-                if self._next is None:
+                if (
+                    self._next is None or time < self._next - self._every - CLOCK_SLACK
+                ):  # the first one, or it was set back
                     self._next = time + self._every
                 if time >= self._next:
                     self._next += self._every * (1 + (time - self._next) // self._every)

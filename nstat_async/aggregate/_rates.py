@@ -19,7 +19,7 @@ from collections import deque
 import attrs
 
 _STEPS = 8
-_CLOCK_SLACK = 60.0
+CLOCK_SLACK = 60.0
 """Seconds by which an event may be older than those before it, because a coalescing buffer
 delivers the newest report of a flow in the place of its oldest one. An older event
 means that the clock was set back."""
@@ -52,7 +52,7 @@ class RateWindow:
         while len(self._marks) > 1 and self._marks[1][1] <= time - self.width:
             self._marks.popleft()
         self.high = time + self.width / _STEPS
-        self.low = time - max(_CLOCK_SLACK, self.width)
+        self.low = time - max(CLOCK_SLACK, self.width)
 
     def shift(self, seconds: float) -> None:
         """The clock was set by this many seconds: move the marks along, so that spans stay the same."""

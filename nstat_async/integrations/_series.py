@@ -121,7 +121,8 @@ class SeriesKeeper:
         """The highest totals so far: the last counts of a flow may take back the byte of a FIN, and no counter may fall."""
         self._series: dict[str, Series] = {}
         self._candidates: dict[str, int] = {}
-        self._next_review: float | None = None
+        self._reviewed: float | None = None
+        """Time of the last review."""
         self._observed: Observation | None = None
 
     def feed_many(self, events: Iterable[AnyEvent]) -> None:
@@ -140,10 +141,11 @@ class SeriesKeeper:
     def _look(self) -> Observation:
         now = self._table.snapshot()
         # Before the growth is placed: the bytes of a series must be exported once before it ends.
-        if now.time is not None and (self._next_review is None or now.time >= self._next_review):
-            if self._next_review is not None:
+        last = self._reviewed
+        if now.time is not None and (last is None or not last <= now.time < last + self._review):  # or it was set back
+            if last is not None:
                 self._replace()
-            self._next_review = now.time + self._review
+            self._reviewed = now.time
         grown = now.since(self._before)
         self._before = now
         for row in sorted(grown, key=lambda row: row.bytes, reverse=True):

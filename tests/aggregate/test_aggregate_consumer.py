@@ -77,6 +77,21 @@ def test_a_recording_gives_tables_of_its_own_time(backend):
 
 
 @BACKENDS
+def test_a_recorded_clock_that_was_set_back_does_not_end_the_tables(backend):
+    async def main():
+        monitor = FakeMonitor()
+        async with by_process(monitor, every=2.0, clock="events") as tables:
+            a = flow("a")
+            times = (1e9, 1e9 + 2, 2e9, 1e9 + 4, 1e9 + 5, 1e9 + 6, 1e9 - 28_800, 1e9 - 28_798)
+            monitor.deliver(added(a, times[0], counts(0)), *(updated(a, t, counts(n)) for n, t in enumerate(times)))
+            monitor.end()
+            seen = [table.total().rx_bytes async for table in tables]
+        assert seen == [0, 1, 4, 6, 7]
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
 def test_a_monitor_that_fails_tells_the_consumer(backend):
     async def main():
         monitor = FakeMonitor()

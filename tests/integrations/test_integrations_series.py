@@ -49,6 +49,21 @@ def test_the_busiest_names_get_the_places_at_a_review():
     assert values(keeper, "open_flows") == {OTHER: 1, "busy": 1}
 
 
+def test_a_clock_that_was_wrong_once_does_not_end_the_reviews():
+    keeper = SeriesKeeper(limit=1, review=60)
+    keeper.feed_many([added(named(1, "quiet"), 1e9, counts(10))])
+    keeper.observe()
+    for wrong, right in ((2e9, 1e9 + 30), (5e8, 1e9 + 200)):
+        keeper.feed_many([polled(wrong)])
+        keeper.observe()
+        keeper.feed_many([polled(right)])
+        keeper.observe()
+    keeper.feed_many([added(named(2, "busy"), 1e9 + 210, counts(1000))])
+    assert values(keeper) == {"quiet": 10, OTHER: 1000}
+    keeper.feed_many([updated(named(2, "busy"), 1e9 + 270, counts(1500))])
+    assert values(keeper) == {OTHER: 1000, "busy": 500}
+
+
 def test_names_cannot_forge_labels():
     keeper = SeriesKeeper()
     for number, name in enumerate(["(other)", "", "a\nb", "x" * 500, "bad\udcff"]):
