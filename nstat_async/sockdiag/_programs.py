@@ -385,3 +385,4 @@ class Programs:
             if walked and tells(self.tier).udp_bytes:
                 now = round((self._output.now + self.attached.boot_offset) * _NANOSECONDS)
                 self.maps.send(encode_adoption(walked, now))
+                self._lists = max(self._lists, 1)  # that of this poll may have been read before: only a list shows them

@@ -405,6 +405,23 @@ def test_datagram_sockets_that_are_older_than_the_programs_are_counted_from_the_
     assert Operation.ADOPT not in [each[0] for each in kernel.requests], "it is counted, and the others need not be"
 
 
+def test_a_datagram_socket_that_only_receives_is_counted_from_the_second_poll_on():
+    """Nothing reads from it, so no record tells of it; and the list of the first poll may be read before its entry is made."""
+    kernel = Programs()
+    old = datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS)
+    kernel.sockets[3] = FakeSocket(3, remote=REMOTE, protocol=17, inode=2)
+    kernel.held_sockets = [owner_row(old, 2)]
+    kernel.owners[2] = 5  # so no second walk looks for the process
+    kernel.start()
+    kernel.flows[3] = flow_row(old, rx_payload=40, rx_packets=1)
+    kernel.poll()
+    ((_, counts),) = kernel.session.flows()
+    assert (counts.rx_bytes, counts.rx_packets) == (40, 1)
+    kernel.asked.clear()
+    kernel.poll()
+    assert Operation.FLOWS not in kernel.asked, "it is known now"
+
+
 def test_a_walk_that_comes_in_parts_has_its_sockets_counted_when_all_are_there():
     kernel = started()
     kernel.maps_are_silent = True
