@@ -46,9 +46,8 @@ def _address(endpoint: Endpoint | None) -> ipaddress.IPv4Address | ipaddress.IPv
         return None
     packed = endpoint.packed
     if endpoint.scope_id and len(packed) == 16:
-        return ipaddress.ip_address(
-            f"{endpoint.address}%{endpoint.scope_id}"
-        )  # fe80::1 is another machine on each link
+        # fe80::1 is another machine on each link.
+        return ipaddress.ip_address(f"{endpoint.address}%{endpoint.scope_id}")
     # A dual-stack socket has the IPv4 peer a.b.c.d as ::ffff:a.b.c.d.
     return ipaddress.ip_address(packed[12:] if packed.startswith(_MAPPED) else packed)
 

@@ -161,6 +161,16 @@ async def test_rows_by_another_key(tmp_path):
         assert await page.run("document.querySelector('#headings th').textContent") == "Remote-address"
 
 
+async def test_the_curve_goes_on_when_the_clock_is_set_back(tmp_path):
+    """An event from a clock that is years ahead for a moment does not stop it either."""
+    async with shown(tmp_path) as (monitor, page, _):
+        for time in (1e9, 1e9 + 1, 1e9 - 28_800, 2e9, 1e9 - 28_799, 1e9 - 28_798):
+            monitor.deliver(polled(time))
+            await page.until(f"samples[0].at(-1) === {time}")
+        assert await page.run("samples[0]") == [1e9 - 28_799, 1e9 - 28_798]
+        assert await page.run("samples.every((each) => each.length === 2)")
+
+
 async def test_eight_tabs_work_at_once(tmp_path):
     async with shown(tmp_path) as (monitor, page, url):
         pages = [page, *[await page.browser.new_page(url) for _ in range(7)]]

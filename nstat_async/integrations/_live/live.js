@@ -284,7 +284,9 @@ function makePlot() {
 
 function addSample(time, rx, tx) {
   const times = samples[0];
-  if (time === null || (times.length && time <= times[times.length - 1])) return;
+  if (time === null || (times.length && time === times[times.length - 1])) return;
+  // The clock was set back: what was drawn as later than now goes, or nothing could be drawn until then.
+  while (times.length && times[times.length - 1] >= time) samples.forEach((each) => each.pop());
   // Where nothing was heard for a while the curve is broken, not straight.
   if (times.length && time - times[times.length - 1] > 10) { times.push(time - 1); samples[1].push(null); samples[2].push(null); }
   times.push(time); samples[1].push(rx); samples[2].push(tx);
