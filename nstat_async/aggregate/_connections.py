@@ -1,19 +1,21 @@
 """Who talks to whom in a fleet. Each byte counts once, although both ends of a connection report it.
 
-What one end sends the other receives: of the two readings the larger one is nearer the truth, and counts. `Flow.peer`
-names the other end. A connection with an end outside of the fleet has one reading. An end that is over waits for the
-other one, whose report may come later.
+What one end sends the other receives: of the two readings the larger one is nearer the truth, and counts. In a fleet
+`Flow.peer` names the other end; without a fleet the other end may be on this machine, too, and is found by its addresses.
+A connection with an end elsewhere has one reading. An end that is over waits for the other one, whose report may come
+later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 
 from nstat_async._checks import positive
-from nstat_async._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
-from nstat_async._model import Counts, Direction, Flow, Process, Provider
+from nstat_async._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved, FlowUpdated
+from nstat_async._model import Counts, Direction, Flow, Process, Provider, began_anew
 
 _CARRYING = {Provider.TCP, Provider.UDP, Provider.QUIC}
 DEFAULT_MAX_TALKS = 10_000
@@ -30,7 +32,7 @@ class Party:
     name: str | None
     """Name of the process; `None` if it is not known, and outside of the fleet."""
     address: str | None = None
-    """The address, if it is outside of the fleet; otherwise `None`."""
+    """The address, if it is outside of the fleet or this machine; otherwise `None`."""
 
 
 @attrs.frozen
@@ -60,21 +62,36 @@ class Talk:
         return self.to_server + self.to_client
 
 
+_Two = tuple[int, int]
+
+
 @attrs.define(eq=False)
 class _End:
     """What one end of a connection reported."""
 
     flow: Flow
-    base: tuple[int, int]
-    """Bytes received and sent before the end was watched."""
-    now: tuple[int, int]
     link: _Link
+    base: _Two | None
+    """Bytes received and sent that do not count; `None`: those of the first report with counts."""
+    now: _Two = (0, 0)
     open: bool = True
 
     @property
-    def moved(self) -> tuple[int, int]:
+    def moved(self) -> _Two:
         """Bytes received and sent while the end was watched."""
-        return max(0, self.now[0] - self.base[0]), max(0, self.now[1] - self.base[1])
+        base = self.base or (0, 0)
+        return max(0, self.now[0] - base[0]), max(0, self.now[1] - base[1])
+
+    def take_in(self, counts: Counts | None) -> None:
+        """Take in a report. What it does not count stays as it was; counters that restarted go on from there."""
+        new = (None, None) if counts is None else (counts.rx_bytes, counts.tx_bytes)
+        if new == (None, None):
+            return
+        last, self.now = self.now, (_known(new[0], self.now[0]), _known(new[1], self.now[1]))
+        if self.base is None:
+            self.base = self.now
+        elif began_anew(new, last):
+            self.base = self.base[0] - last[0], self.base[1] - last[1]
 
 
 @attrs.define(eq=False)
@@ -110,11 +127,18 @@ _Key = tuple[Party, Party, int]
 _Sums = list[int]
 
 
+def _no_ends() -> Any:
+    from nstat_async.fleet._peers import Ends  # noqa: PLC0415  # few programs with tables need the modules of a fleet
+
+    return Ends()
+
+
 @attrs.define(eq=False)
 class ConnectionTable:
     """Adds up who talked to whom, over all machines of a fleet (or on this machine alone).
 
-    Feed it every event of a monitor, in order. Flows that are older than the monitor count from their first report on.
+    Feed it every event of a monitor, in order. Flows that are older than the monitor count from their first report with
+    counts on.
 
     Args:
         max_talks: Most pairs without an open connection that are kept; of further ones, those with the fewest bytes
@@ -125,6 +149,8 @@ class ConnectionTable:
     rest: tuple[int, int] = attrs.field(default=(0, 0), init=False)
     """Bytes to servers, and to clients, of the pairs that are not kept."""
     _ends: dict[str, _End] = attrs.field(factory=dict, init=False)
+    _here: Any = attrs.field(factory=_no_ends, init=False)
+    """Flows of this machine by their addresses, where no fleet tells the other end."""
     _over: dict[int, _Link] = attrs.field(factory=dict, init=False)
     """Connections that are over and wait for the other end, the oldest first."""
     _done: dict[_Key, _Sums] = attrs.field(factory=dict, init=False)
@@ -141,40 +167,51 @@ class ConnectionTable:
             return
         end = self._end(event)
         end.flow = event.flow
-        if event.counts is not None:
-            end.now = _read(event.counts)
+        end.take_in(event.counts)
         self._meet(end)
         if isinstance(event, FlowRemoved):
             end.open = False
             if not end.link.is_open:
                 self._over[id(end.link)] = end.link
+                if len(end.link.ends) > 1:
+                    self._leave(end.link)  # its addresses may be used again
             while len(self._over) > WAITING:
                 self._finish(self._over.pop(next(iter(self._over))))
 
     def _end(self, event: FlowEvent) -> _End:
         end = self._ends.get(event.flow.id)
         if end is None:
-            now = (0, 0) if event.counts is None else _read(event.counts)
-            base = (0, 0) if isinstance(event, FlowAdded) and not event.preexisting else now
-            end = self._ends[event.flow.id] = _End(event.flow, base, now, _Link())
+            base = (0, 0) if isinstance(event, FlowAdded) and not event.preexisting else None
+            end = self._ends[event.flow.id] = _End(event.flow, _Link(), base)
+            if isinstance(event, FlowUpdated):
+                end.take_in(event.previous)
             end.link.ends.append(end)
         return end
 
     def _meet(self, end: _End) -> None:
         """Join two ends that name each other into one connection."""
-        peer = end.flow.peer
-        other = None if peer is None or peer.flow is None else self._ends.get(peer.flow)
+        flow, peer = end.flow, end.flow.peer
+        identity = None if peer is None else peer.flow
+        if flow.host is None and len(end.link.ends) == 1:
+            self._here.put(flow)
+            identity = self._here.other(flow.id)
+        other = None if identity is None else self._ends.get(identity)
         if other is not None and other.link is not end.link and len(other.link.ends) == len(end.link.ends) == 1:
             other.link.ends.append(end)
             end.link = other.link
             self._over.pop(id(other.link), None)  # it waits for the end of this one now
 
     def _finish(self, link: _Link) -> None:
+        self._leave(link)
         for end in link.ends:
             del self._ends[end.flow.id]
         _add(self._done.setdefault(_key(link), [0, 0, 0, 0]), link)
         if len(self._done) > self.max_talks + self.max_talks // 4:
             self._fold()
+
+    def _leave(self, link: _Link) -> None:
+        for end in link.ends:
+            self._here.remove(end.flow.id)
 
     def _fold(self) -> None:
         smallest = sorted(self._done, key=lambda key: sum(self._done[key][2:]))
@@ -208,13 +245,13 @@ def _add(sums: _Sums, link: _Link) -> None:
         sums[at] += value
 
 
-def _read(counts: Counts) -> tuple[int, int]:
-    return counts.rx_bytes or 0, counts.tx_bytes or 0
+def _known(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _key(link: _Link) -> _Key:
     flow, first = link.ends[0].flow, link.first_is_client
-    here, there = _party(flow.host, flow.process), _other(flow)
+    here, there = _party(flow.host, flow.process), _other(link)
     client, server = (here, there) if first else (there, here)
     endpoint = flow.remote if first else flow.local
     return client, server, 0 if endpoint is None else endpoint.port
@@ -224,7 +261,10 @@ def _party(host: str | None, process: Process | None) -> Party:
     return Party(host, None if process is None else process.name)
 
 
-def _other(flow: Flow) -> Party:
+def _other(link: _Link) -> Party:
+    flow = link.ends[0].flow
+    if flow.host is None and len(link.ends) > 1:
+        return _party(None, link.ends[1].flow.process)
     if flow.peer is not None:
         return _party(flow.peer.host, flow.peer.process)
     return Party(None, None, None if flow.remote is None else flow.remote.address)

@@ -9,7 +9,7 @@ from aggregate_events import added, counts, removed, updated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nstat_async import Direction, Endpoint, Flow, Peer, Process, Provider
+from nstat_async import Counts, Direction, Endpoint, Flow, Peer, Process, Provider
 from nstat_async.aggregate import ConnectionTable, Party
 
 CURL, HTTPD = Process(5, "curl"), Process(7, "httpd")
@@ -54,6 +54,57 @@ def test_an_end_outside_of_the_fleet_is_an_address():
 def test_what_was_there_before_counts_from_its_first_report_on():
     table = told(added(CLIENT, 1, counts(500, 50), preexisting=True), updated(CLIENT, 2, counts(600, 60)))
     assert table.total() == 110
+
+
+def test_what_was_there_before_its_first_counts_does_not_count_however_late_they_come():
+    unknown = Counts()
+    table = told(
+        added(CLIENT, 1, unknown, preexisting=True), added(SERVER, 1, None, preexisting=True),
+        updated(CLIENT, 2, counts(600, 60)), updated(SERVER, 2, counts(60, 600)), updated(CLIENT, 3, counts(607, 61)),
+    )  # fmt: skip
+    assert table.total() == 8
+
+
+def test_a_table_that_begins_in_the_middle_counts_what_the_first_event_added():
+    assert told(updated(CLIENT, 2, counts(600, 60), counts(500, 50))).total() == 110
+    assert told(updated(CLIENT, 2, counts(600, 60))).total() == 0
+    assert told(removed(CLIENT, 2, counts(600, 60))).total() == 0
+
+
+def test_a_counter_that_is_unknown_for_once_stays_and_counters_that_restart_go_on():
+    events = [
+        added(CLIENT, 1, counts(600, 60)), updated(CLIENT, 2, Counts(tx_bytes=70)), updated(CLIENT, 3, counts(10, 5)),
+        updated(CLIENT, 4, Counts()), removed(CLIENT, 5, None),
+    ]  # fmt: skip
+    assert [told(*events[:at]).total() for at in range(1, 6)] == [660, 670, 685, 685, 685]
+
+
+def test_without_a_fleet_a_byte_between_two_programs_of_this_machine_counts_once():
+    client, server, away = (
+        attrs.evolve(each, host=None, peer=None) for each in (CLIENT, SERVER, attrs.evolve(CLIENT, id="x", remote=A))
+    )
+    for one, other in ((client, server), (server, client)):
+        table = told(added(one, 1, counts(0, 0)), added(other, 1, counts(0, 0)), added(away, 1, counts(0, 7)))
+        both = {client.id: counts(900, 100), server.id: counts(100, 900)}
+        table.feed_many(
+            [updated(one, 2, both[one.id]), removed(one, 3, both[one.id]), removed(other, 4, both[other.id])]
+        )
+        talk, outside = table.talks()
+        assert (talk.client, talk.server, talk.port) == (Party(None, "curl"), Party(None, "httpd"), 80)
+        assert (talk.to_server, talk.to_client, talk.both_ends, talk.open) == (100, 900, 1, 0)
+        assert outside.server == Party(None, None, "192.0.2.1")
+        assert table.total() == 1007
+
+
+def test_addresses_that_are_used_again_are_another_connection_of_this_machine(monkeypatch):
+    for waiting in (0, 100):
+        monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", waiting)
+        table = ConnectionTable()
+        for number in range(3):
+            ends = [attrs.evolve(each, id=f"{each.id}.{number}", host=None, peer=None) for each in (CLIENT, SERVER)]
+            table.feed_many(added(each, 1, counts(0, 0)) for each in ends)
+            table.feed_many(removed(each, 2, counts(5, 5)) for each in ends)
+        assert (table.total(), [talk.both_ends for talk in table.talks()]) == (30, [3])
 
 
 def test_who_began_it_is_what_one_end_says_and_by_the_ports_where_they_contradict():
