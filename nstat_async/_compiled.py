@@ -12,8 +12,11 @@ from typing import Any
 
 speedups: Any = None
 """The module ``nstat_async._speedups`` (``_speedups.c``); `None` when it is not used."""
-NEWEST = "Announcer"
-"""The newest name in the C code: an editable installation may still have an older build."""
+REVISION = 2
+"""The revision of the C code that goes with this Python code: an editable installation may still have an older build.
+
+It is raised, in ``_speedups.c`` as well, when a function is added or takes other arguments.
+"""
 SPEEDUPS = "not used: NSTAT_ASYNC_PURE is set"
 """Whether it is used, for a person."""
 
@@ -24,5 +27,5 @@ if os.environ.get("NSTAT_ASYNC_PURE", "0") in {"", "0"}:
         SPEEDUPS = "not built: the same in Python"
     else:
         SPEEDUPS = "in use"
-        if not hasattr(speedups, NEWEST):
-            speedups, SPEEDUPS = None, "not used: built from older sources than the Python code; install again"
+        if getattr(speedups, "REVISION", None) != REVISION:
+            speedups, SPEEDUPS = None, "not used: built from other sources than the Python code; install again"

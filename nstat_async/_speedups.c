@@ -38,6 +38,8 @@
 #define HASH_BYTES(data, size) _Py_HashBytes(data, size)
 #endif
 
+#define REVISION 2 /* of what Python calls: `REVISION` of _compiled.py */
+
 #define HEADER_SIZE 16
 #define LONGEST_IDENTITY 1024 /* most bytes of a descriptor that tell flows apart; known kernels have about 300 */
 #define IDENTITY_SIZE 44      /* bytes of an inet_diag row from the family to the interface */
@@ -2197,7 +2199,8 @@ PyMODINIT_FUNC PyInit__speedups(void)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL &&
-        (add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
+        (PyModule_AddIntConstant(module, "REVISION", REVISION) < 0 ||
+         add_type(module, &reports_spec, "Reports") < 0 || add_type(module, &rows_spec, "Rows") < 0 ||
          add_type(module, &memory_spec, "Memory") < 0 || add_type(module, &maker_spec, "Maker") < 0 ||
          add_type(module, &entry_maker_spec, "EntryMaker") < 0 || add_type(module, &lines_spec, "Lines") < 0 || add_type(module, &announcer_spec, "Announcer") < 0))
         Py_CLEAR(module);

@@ -25,7 +25,7 @@ from sockdiag_fakes import FakeSocket
 
 from examples import examples
 from nstat_async import Attribution, Flow, FlowEvent, FlowUpdated, Interface, Process, Provider
-from nstat_async._compiled import NEWEST, SPEEDUPS, speedups
+from nstat_async._compiled import REVISION, SPEEDUPS, speedups
 from nstat_async._doctor import examine
 from nstat_async._events import flow_updated
 from nstat_async._writing import Kept
@@ -518,13 +518,17 @@ def test_a_variable_of_the_environment_turns_it_off(value, used):
 
 
 @built
-def test_one_of_older_sources_is_not_used(monkeypatch):
+@pytest.mark.parametrize("revision", [None, REVISION - 1, REVISION + 1])
+def test_one_of_other_sources_is_not_used(monkeypatch, revision):
     """Beside sources that are edited in place it may be older than they are."""
-    monkeypatch.delattr(speedups, NEWEST)
+    if revision is None:
+        monkeypatch.delattr(speedups, "REVISION")
+    else:
+        monkeypatch.setattr(speedups, "REVISION", revision)
     fresh = importlib.util.module_from_spec(importlib.util.find_spec("nstat_async._compiled"))
     fresh.__spec__.loader.exec_module(fresh)
     assert fresh.speedups is None
-    assert "older sources" in fresh.SPEEDUPS
+    assert "other sources" in fresh.SPEEDUPS
 
 
 def test_the_doctor_says_whether_it_is_in_use():

@@ -28,7 +28,7 @@ FIRST = 8
 """How many descriptors of a likely process are examined before those of others."""
 YOUTH = 1.0
 """Seconds for which a process is young: many open a socket when they start."""
-MOST_PLACES = 4
+MOST_PLACES = 8
 """Most descriptors that are remembered of each process: a server has some connections at once."""
 MAX_REMEMBERED = 16384
 """Most processes whose number of descriptors is remembered."""
@@ -153,7 +153,7 @@ class LikelyHolders:
         for inode, place in zip(inodes, places, strict=True):
             yield inode or 0, pid, pid, place
         if inodes and not any(inodes):
-            del self._places[pid]
+            self._places[pid] = dict.fromkeys(list(places)[-1:])  # the next socket gets it, if all are closed
             if size_of(pid) is None:
                 self._forget(pid)
 
