@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -63,6 +64,8 @@ class LikelyHolders:
         """The descriptors of the last sockets of each recent holder, the last one last."""
         self._usual = 0
         """The descriptor of a socket in the last young process: the next young process probably runs the same program."""
+        self._far = sys.maxsize
+        """The process that `far` examined last."""
         self._sizes: dict[int, tuple[int | None, int | None]] = {}
         """The number of descriptors of each process at the last two looks."""
 
@@ -166,15 +169,21 @@ class LikelyHolders:
     def far(self) -> Iterator[Found]:
         """The sockets of all processes whose number of descriptors changed; of all processes if the kernel does not tell it.
 
+        It goes on where the last one was cut off: those of thousands of processes that come last would never have a turn.
         No process gives more than `TURN` descriptors before all others had a turn.
         """
-        for pid in all_pids():
+        for pid in sorted(all_pids(), key=lambda pid: pid > self._far):  # the order stays the same otherwise
+            self._far = pid
             yield 0, pid, pid, 0
             size = size_of(pid)
             if size and self._has_changed(pid, size):
                 yield from _first_sockets(pid)
         if not self._sized:
             yield from Walk((), None, frozenset())
+
+    def start_over(self) -> None:
+        """Let `far` begin with the newest process again: nothing is left to search for."""
+        self._far = sys.maxsize
 
     def _has_changed(self, pid: int, size: int) -> bool:
         """True if a process's number of descriptors differs from one of the last two looks (since Linux 6.2).

@@ -345,6 +345,8 @@ class Pulse:
             return bool(wanted)
         began = time.thread_time()
         cut = _take(wanted, self._likely.far(), places, min(LONGEST_SEARCH, self._wide.left))
+        if not cut:
+            self._likely.start_over()
         self._wide.spend(time.thread_time() - began, time.monotonic())
         return cut
 

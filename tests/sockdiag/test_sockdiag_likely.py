@@ -242,6 +242,24 @@ def test_a_table_that_is_too_long_has_its_turn_with_all_others(machine):
     assert not [found for found in likely.far() if found[0]], "no number of descriptors is new"
 
 
+def test_a_search_of_all_goes_on_where_the_last_one_was_cut_off(machine):
+    """So an old process has its turn, however many new ones there are; a search that was not cut off begins with those."""
+    for pid in range(100, 110):
+        machine.fork(pid, 7)
+    machine.last = 1000
+    likely = LikelyHolders({})
+
+    def seen(most=None):
+        return [pid for inode, pid, *_ in islice(likely.far(), most) if not inode and pid > 1]
+
+    assert seen(6) == [109, 108, 107]
+    machine.fork(110, 7)
+    assert seen(6) == [107, 106, 105]
+    assert seen() == [105, 104, 103, 102, 101, 100, 110, 109, 108, 107, 106]
+    likely.start_over()
+    assert seen(2) == [110]
+
+
 def test_where_the_kernel_says_no_number_all_tables_are_walked_over(machine, monkeypatch):
     machine.sized = False
     monkeypatch.setattr(module, "Walk", lambda *how: [how])
