@@ -6,8 +6,6 @@ MORE_FILES = "raise the limit (ulimit -n, or LimitNOFILE= of a service)"
 """What helps against too many open files."""
 NO_THREAD = "can't start new thread"
 """Python's `RuntimeError` for a thread that the system refuses."""
-MORE_THREADS = "raise the limit (ulimit -u, TasksMax= of a service, or pids.max of a container)"
-"""What helps against it."""
 
 _ERRORS = {
     1: "Operation not permitted",
@@ -34,6 +32,11 @@ _ERRORS = {
     105: "No buffer space available",
     110: "Connection timed out",
 }
+
+
+def no_thread_text(error: Exception) -> str:
+    """The error of a thread that the system refuses, in words, with what helps against it."""
+    return f"{error}; raise the limit (ulimit -u, TasksMax= of a service, or pids.max of a container)"
 
 
 def error_text(number: int) -> str:

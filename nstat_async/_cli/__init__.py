@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from .._errnos import MORE_FILES, MORE_THREADS, NO_THREAD  # noqa: PLC0415  # Ctrl-C is handled from here on
+    from .._errnos import MORE_FILES, NO_THREAD, no_thread_text  # noqa: PLC0415  # Ctrl-C is handled from here on
     from .._errors import BackendUnavailableError, NstatError, UnavailableReason, UsageError  # noqa: PLC0415
     from ._arguments import build_parser  # noqa: PLC0415
     from ._output import complain  # noqa: PLC0415
@@ -87,7 +87,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if sys.flags.dev_mode:  # python -X dev: show the traceback
             raise
         if str(error) == NO_THREAD:
-            complain(f"error: {error}; {MORE_THREADS}")
+            complain(f"error: {no_thread_text(error)}")
             return _leave(_FAILED)
         complain(f"internal error: {type(error).__name__}: {error} (python -X dev -m nstat_async … shows where)")
         return _leave(_FAILED)

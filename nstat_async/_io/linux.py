@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from .._errors import BackendUnavailableError, UnavailableReason
 from .._model import InterfaceKind, Visibility
 from ..sockdiag._setup import UNNAMED
 from .tables import all_pids
@@ -126,10 +127,11 @@ class OwnNetwork:
         """Check that the calling thread is in this namespace: what it opens is of its own.
 
         Raises:
-            OSError: It is in another one.
+            BackendUnavailableError: It is in another one.
         """
         if network_of_this_thread() != self.number:
-            raise OSError(errno.ESTALE, "the monitor needs this thread, which is in another network namespace")
+            detail = "the monitor needs this thread, which is in another network namespace"
+            raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail)
 
     def files(self) -> str:
         """The directory in ``/proc`` that shows the namespace to all threads.

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from .._errnos import MORE_FILES, MORE_THREADS
+from .._errnos import MORE_FILES, no_thread_text
 from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from .bpfload import namespace_cookie
@@ -157,7 +157,7 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
 
 def _unavailable(what: str, error: OSError | RuntimeError) -> BackendUnavailableError:
     if isinstance(error, RuntimeError):  # of the thread that enters a namespace
-        return BackendUnavailableError("sock_diag", UnavailableReason.RESOURCE, f"{what}: {error}; {MORE_THREADS}")
+        return BackendUnavailableError("sock_diag", UnavailableReason.RESOURCE, f"{what}: {no_thread_text(error)}")
     reason = _REASONS.get(error.errno or 0, UnavailableReason.RESOURCE)
     remedy = f"; {MORE_FILES}" if error.errno == errno.EMFILE else ""
     return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}{remedy}")

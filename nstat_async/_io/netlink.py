@@ -133,10 +133,7 @@ class NetlinkTransport:
 
         if namespace is not None:
             return in_namespace(namespace, make)
-        try:
-            self._watched.own.check_thread()
-        except OSError as error:
-            raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, str(error.strerror)) from error
+        self._watched.own.check_thread()
         return make()
 
     def _make(self, purpose: ChannelPurpose) -> SocketChannel:
@@ -223,11 +220,6 @@ class NetlinkTransport:
     def _attach(self, request: AttachRequest) -> AttachAnswer:
         """Attach the eBPF programs."""
         descriptors = self._watched.descriptors
-        if None in descriptors.values():
-            try:
-                self._watched.own.check_thread()
-            except OSError as error:
-                return AttachAnswer(reason=UnavailableReason.MISSING, detail=str(error.strerror))
         cookies = tuple(map(self._cookie_of, descriptors.values()))
         if not any(cookies):
             detail = "this kernel does not number network namespaces (Linux 5.14)"
@@ -235,6 +227,8 @@ class NetlinkTransport:
         everywhere = self._finder is not None or descriptors != {0: None}
         settings = EbpfSettings(every_namespace=everywhere, peers=request.remotes)
         try:
+            if None in descriptors.values():
+                self._watched.own.check_thread()
             programs = EbpfSource.attach(settings)
         except BackendUnavailableError as error:
             return AttachAnswer(reason=error.reason, detail=error.detail)

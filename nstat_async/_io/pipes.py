@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
-from .._errnos import MORE_THREADS
+from .._errnos import no_thread_text
 from . import system
 
 TICK = 0.1
@@ -126,7 +126,7 @@ class PipeWriter:
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    raise OSError(errno.EAGAIN, f"{error}; {MORE_THREADS}") from error
+                    raise OSError(errno.EAGAIN, no_thread_text(error)) from error
                 self._thread = thread
             self._waiting += data
             self._changed.notify_all()

@@ -39,7 +39,7 @@ import anyio.abc
 import anyio.to_thread
 
 from .._contract import Channel, CloseChannel, Command, Core, Lookup, LookupFailed, OpenChannel, Send, Sink, Transport
-from .._errnos import MORE_FILES, MORE_THREADS, NO_THREAD
+from .._errnos import MORE_FILES, NO_THREAD, no_thread_text
 from .._errors import NstatError
 from .._events import AnyEvent, Auxiliary, AuxiliaryFailed
 from .._model import Capabilities, Counts, Flow
@@ -454,7 +454,7 @@ def _reason(error: Exception) -> str:
             return f"{error.strerror}; {MORE_FILES}"  # it does not matter which file was one too many
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if str(error) == NO_THREAD:
-        return f"{error}; {MORE_THREADS}"
+        return no_thread_text(error)
     return str(error) or type(error).__name__
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nstat_async import Auxiliary, AuxiliaryFailed
 from nstat_async._contract import Lookup, LookupFailed, OpenChannel, Send
-from nstat_async._errnos import MORE_FILES, MORE_THREADS
+from nstat_async._errnos import MORE_FILES, no_thread_text
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +129,7 @@ async def test_a_thread_that_cannot_be_started_fails_the_look_up_and_nothing_els
             it.wires.far[0].send(b"goes on")
 
     await it.until("datagram", b"goes on", 0)
-    why = f"can't start new thread; {MORE_THREADS}"
+    why = no_thread_text(RuntimeError("can't start new thread"))
     assert ("answer", 1, LookupFailed(f"no worker thread: {why}")) in it.core.heard
     assert reports(it) == [(Auxiliary.THREAD, why)] * 2, "once until it worked"
     assert it.feed.statistics()["failed_thread"] == 3

@@ -28,6 +28,7 @@ from nstat_async._options import MonitorOptions
 from nstat_async.backends import Replay, SockDiag, named
 from nstat_async.ebpf import MapsPurpose, RingPurpose
 from nstat_async.sockdiag import (
+    AttachRequest,
     ChannelPurpose,
     FoundNamespace,
     NamespacesAnswer,
@@ -763,6 +764,7 @@ def test_what_a_thread_in_another_namespace_reads_of_ours_is_ours_or_an_error():
                 ):  # as after a poll without an answer
                     with pytest.raises(BackendUnavailableError, match="another network namespace"):
                         ours.open(purpose)
+                assert "another network namespace" in ours.lookup(AttachRequest()).detail
             ours.open(ChannelPurpose(0, Role.DUMPS)).close()
 
 
