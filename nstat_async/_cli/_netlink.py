@@ -31,7 +31,8 @@ from ..sockdiag._messages import (
     error_number,
     iterate_messages,
 )
-from ..sockdiag._setup import PulsePurpose, PulseReport, Role, place_of_channel
+from ..sockdiag._pulse import PulseReport
+from ..sockdiag._purposes import PulsePurpose, Role, place_of_channel
 from ._decode import Line, empty_line
 from ._programs import CHANNELS, program_lines
 

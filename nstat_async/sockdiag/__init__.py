@@ -18,9 +18,7 @@ from ._constants import (
     SocketState,
     TcpInfo,
 )
-from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
-from ._session import Session
-from ._setup import (
+from ._host_requests import (
     ANYWHERE,
     RECORDED,
     AttachAnswer,
@@ -30,28 +28,27 @@ from ._setup import (
     CgroupsRequest,
     ChangedAnswer,
     ChangedRequest,
-    ChannelPurpose,
     FoundNamespace,
     LinkKindsAnswer,
     LinkKindsRequest,
     NamespacesAnswer,
     NamespacesRequest,
-    NetworkNamespace,
     OwnersAnswer,
     OwnersRequest,
     ProcessesAnswer,
     ProcessesRequest,
     ProcessFacts,
-    PulsePurpose,
-    PulseReport,
-    Role,
-    Setup,
     SocketTablesAnswer,
     SocketTablesRequest,
     TableRow,
     TrafficAnswer,
     TrafficRequest,
 )
+from ._messages import AddressMessage, DiagMessage, DiagRequest, Frame, LinkMessage, iterate_messages
+from ._pulse import PulseReport
+from ._purposes import ChannelPurpose, PulsePurpose, Role
+from ._session import Session
+from ._setup import NetworkNamespace, Setup
 
 __all__ = [
     "ANYWHERE",

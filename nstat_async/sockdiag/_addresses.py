@@ -7,11 +7,12 @@ from typing import Any
 
 from .._errors import ProtocolError
 from ._constants import MessageType, RouteMessage
+from ._host_requests import LinkKindsAnswer, LinkKindsRequest
 from ._links import LinkTable
 from ._messages import encode_route_dump, iterate_messages
 from ._output import Output
+from ._purposes import ChannelPurpose, Role
 from ._refusals import refusal_text
-from ._setup import ChannelPurpose, LinkKindsAnswer, LinkKindsRequest, Role
 from ._source import Source
 
 PATIENCE = 1.0

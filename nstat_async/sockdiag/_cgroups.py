@@ -15,10 +15,10 @@ from typing import Any, Union
 from .._workload import workload_of
 from ._constants import DiagAttribute
 from ._entry import Entry
+from ._host_requests import CgroupFacts, CgroupsAnswer, CgroupsRequest
 from ._messages import ATTRIBUTES_AT, find_attribute
 from ._output import Output
 from ._rows import RowFormat
-from ._setup import CgroupFacts, CgroupsAnswer, CgroupsRequest
 
 AT_ONCE = 512
 """Most numbers in one request."""

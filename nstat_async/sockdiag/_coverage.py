@@ -10,10 +10,10 @@ import attrs
 
 from ..ebpf import Totals
 from ._entry import Entry
+from ._host_requests import TrafficAnswer, TrafficRequest
 from ._links import LinkTable
 from ._output import Output
 from ._rows import address_of
-from ._setup import TrafficAnswer, TrafficRequest
 
 PAUSE = 5.0
 """Seconds between two looks at the counters."""

@@ -41,10 +41,10 @@ from ._messages import (
     numbered,
 )
 from ._output import Output
+from ._purposes import ChannelPurpose, Role
 from ._refusals import is_refusal, refusal_text, unavailable
 from ._rows import RowFormats
 from ._scan import Memory, new_memory, scan
-from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 PATIENCE = 2.0

@@ -18,9 +18,9 @@ import attrs
 
 from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
+from ._host_requests import LinkKindsAnswer
 from ._messages import AddressMessage, Frame, LinkMessage
 from ._rows import address_of
-from ._setup import LinkKindsAnswer
 
 _TUNNELS = frozenset(
     {"wireguard", "tun", "ipip", "sit", "gre", "gretap", "ip6gre", "ip6gretap", "ip6tnl", "vti", "vti6", "xfrm"}

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from ._constants import IPPROTO_TCP, IPPROTO_UDP, NO_COOKIE, SOCK_DIAG_BY_FAMILY, DiagAttribute, MessageType
 from ._messages import ATTRIBUTES_AT, COOKIE_AT, SOCKET_ID_AT, DiagRequest, extension_bits, iterate_messages
 from ._output import Output
+from ._purposes import ChannelPurpose, Role
 from ._refusals import is_refusal
-from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 BATCH = 64

@@ -7,9 +7,10 @@ from typing import Any
 
 import attrs
 
+from ._host_requests import FoundNamespace, NamespacesAnswer, NamespacesRequest
 from ._output import Output
 from ._program_namespaces import ProgramNamespaces
-from ._setup import FoundNamespace, NamespacesAnswer, NamespacesRequest, needed_to_look
+from ._setup import needed_to_look
 
 REMEMBERED = 1024
 """Most namespaces that are remembered because records named them and no search found them."""

@@ -15,10 +15,10 @@ from typing import Any
 from ._book import Book
 from ._constants import IPPROTO_TCP
 from ._entry import BY_INODE, Entry
+from ._host_requests import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._output import Output
 from ._program_evidence import ProgramEvidence
 from ._rows import REMAINS, RowFormats
-from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._tables import ABSENCES, MASK, TABLES, TableSource, message_of
 
 TAKEN_AT_ONCE = 128

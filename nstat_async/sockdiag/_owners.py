@@ -19,9 +19,9 @@ from .._contract import LookupFailed
 from .._model import Attribution, Process
 from ._constants import IPPROTO_UDP, SocketState
 from ._entry import NOBODY, Entry, Others
+from ._host_requests import ANYWHERE, OwnersAnswer, OwnersRequest
 from ._output import Output
 from ._processes import Processes
-from ._setup import ANYWHERE, OwnersAnswer, OwnersRequest
 
 MAX_PAUSE = 64
 """Most polls between two searches for an inode that is never found."""

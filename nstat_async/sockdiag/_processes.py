@@ -14,8 +14,8 @@ import attrs
 
 from .._model import Attribution, Process
 from ._entry import Entry
+from ._host_requests import ProcessesAnswer, ProcessesRequest, ProcessFacts
 from ._output import Output
-from ._setup import ProcessesAnswer, ProcessesRequest, ProcessFacts
 
 RECENT_PIDS = 64
 """Owners of the sockets found last: a search looks at them early."""

@@ -48,12 +48,12 @@ from ._constants import (
     SocketState,
 )
 from ._entry import Entry, Weight
+from ._host_requests import ProcessFacts
 from ._outcomes import outcome_by_record
 from ._output import Output
 from ._processes import Processes
 from ._reports import counted_report
 from ._rows import RowFormats, encode_row, same_connection
-from ._setup import ProcessFacts
 from ._waiting import Memory, Waiting, earliest
 
 REMOVAL_PATIENCE = 0.05

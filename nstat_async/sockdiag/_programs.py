@@ -35,11 +35,11 @@ from ..ebpf import (
 from ._book import Book
 from ._constants import PACKET
 from ._entry import Entry
+from ._host_requests import AttachAnswer, AttachRequest
 from ._output import Output
 from ._owners import OwnerSource
 from ._program_evidence import ProgramEvidence
 from ._remotes import Remotes
-from ._setup import AttachAnswer, AttachRequest
 from ._source import Source
 
 WALK_SECONDS = 60.0

@@ -10,23 +10,65 @@ report (`ProgramEvidence.join`), and a socket that was removed is not taken in a
 
 from __future__ import annotations
 
+import json
+
+import attrs
+
 from .._errors import ProtocolError
+from .._values import from_json, to_text
 from ._book import Book
 from ._dumps import DumpSource
 from ._entry import Entry
+from ._host_requests import OwnersAnswer
 from ._messages import ATTRIBUTES_AT
 from ._output import Output
 from ._owners import OwnerSource
 from ._program_evidence import ProgramEvidence
+from ._purposes import PulsePurpose
 from ._refusals import refusal_text
 from ._rows import Pieces, RowFormats, is_remains
-from ._setup import PulsePurpose, PulseReport
 from ._source import Source
 
 OWNERS_PATIENCE = 0.25
 """Seconds for which a new flow waits for its process, if the short search for the report did not find it."""
 ANNOUNCED_AT_ONCE = 256
 """Most flows that one report announces."""
+
+
+class _Report(bytes):
+    """A datagram that was encoded here, with its report: to decode it would take as long as to take in what is in it."""
+
+    report: PulseReport
+
+
+@attrs.frozen
+class PulseReport:
+    """A datagram of a pulse, as JSON: the sockets that are new since the look before, and their owners."""
+
+    sockets: tuple[tuple[int, bytes], ...] = ()
+    """Protocol of each socket, and its message as a dump has it."""
+    owners: OwnersAnswer = OwnersAnswer()  # noqa: RUF009  # it is frozen
+    """The owners that a short search found."""
+
+    def encode(self) -> bytes:
+        """The datagram."""
+        data = _Report(to_text(self).encode())
+        data.report = self
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> PulseReport:
+        """The report of a datagram.
+
+        Raises:
+            ProtocolError: It cannot be decoded.
+        """
+        if isinstance(data, _Report):
+            return data.report
+        try:
+            return from_json(cls, json.loads(data))
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"not a report of a pulse: {error}", raw=data) from error
 
 
 class PulseSource(Source):

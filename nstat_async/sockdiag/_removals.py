@@ -19,10 +19,10 @@ from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, outcome_of_attempt
 from ._output import Output
 from ._program_evidence import ProgramEvidence
+from ._purposes import ChannelPurpose, Role
 from ._refusals import is_refusal, refusal_text
 from ._reports import is_multipath, socket_report
 from ._rows import RowFormats, info_of
-from ._setup import ChannelPurpose, Role
 from ._source import Source
 
 MOST_REPAIRS = 3

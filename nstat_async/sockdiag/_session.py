@@ -25,6 +25,18 @@ from ._coverage import CoverageSum, coverage_of
 from ._dumps import KINDS, first_request, split_sequence
 from ._entry import Entry
 from ._flows import flows_of
+from ._host_requests import (
+    AttachAnswer,
+    CgroupsAnswer,
+    ChangedAnswer,
+    FoundNamespace,
+    LinkKindsAnswer,
+    NamespacesAnswer,
+    OwnersAnswer,
+    ProcessesAnswer,
+    SocketTablesAnswer,
+    TrafficAnswer,
+)
 from ._namespace import Access, Namespace, SessionParts
 from ._namespaces import NamespaceSource
 from ._output import Output
@@ -34,24 +46,8 @@ from ._processes import Processes
 from ._program_evidence import ProgramEvidence
 from ._program_namespaces import ProgramNamespaces
 from ._programs import Programs
-from ._setup import (
-    UNNAMED,
-    AttachAnswer,
-    CgroupsAnswer,
-    ChangedAnswer,
-    ChannelPurpose,
-    FoundNamespace,
-    LinkKindsAnswer,
-    NamespacesAnswer,
-    NetworkNamespace,
-    OwnersAnswer,
-    ProcessesAnswer,
-    Role,
-    Setup,
-    SocketTablesAnswer,
-    TrafficAnswer,
-    place_of_channel,
-)
+from ._purposes import ChannelPurpose, Role, place_of_channel
+from ._setup import UNNAMED, NetworkNamespace, Setup
 from ._source import Source
 from ._waiting import earliest
 

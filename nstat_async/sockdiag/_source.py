@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from .._contract import CloseChannel, OpenChannel, Send
 from .._errors import ProtocolError
 from ._output import Output
-from ._setup import Purpose
+from ._purposes import Purpose
 
 
 class Source:

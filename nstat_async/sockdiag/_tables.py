@@ -25,10 +25,10 @@ from ._constants import (
     SocketState,
 )
 from ._entry import BY_INODE, Entry
+from ._host_requests import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._output import Output
 from ._program_evidence import ProgramEvidence
 from ._rows import RowFormats, encode_row
-from ._setup import SocketTablesAnswer, SocketTablesRequest, TableRow
 
 WALKS = 2
 """Walks over all descriptors without a socket, after which it gets an entry without its cookie."""

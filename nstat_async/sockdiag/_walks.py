@@ -21,12 +21,12 @@ from ..ebpf import CHANGED, ChangedRow, decode_changed
 from ._book import Book
 from ._constants import AF_INET, IPPROTO_TCP
 from ._dumps import DumpSource
+from ._host_requests import ChangedAnswer, ChangedRequest
 from ._lookups import NO_ANSWER, LookupSource, exact_request
 from ._output import Output
 from ._program_evidence import ProgramEvidence
 from ._removals import RemovalSource
 from ._rows import RowFormats, is_remains
-from ._setup import ChangedAnswer, ChangedRequest
 
 LEAST = 5_000
 """Least number of sockets for a walk: with fewer, a dump is less work."""

@@ -44,7 +44,7 @@ from nstat_async.sockdiag import (
     _session,
 )
 from nstat_async.sockdiag._namespaces import MOST_LOOKS
-from nstat_async.sockdiag._setup import place_of_channel
+from nstat_async.sockdiag._purposes import place_of_channel
 
 BLUE = FoundNamespace(1, NetworkNamespace("blue", device=4, inode=11), 77)
 
