@@ -231,6 +231,7 @@ class Polls:
     def finish(self) -> None:
         """End the present poll: nothing that it expects, or requests while it ends, will come."""
         while self._stage is not _Stage.IDLE:
+            self._patience_ends = self._output.now  # time stands still here: whatever flows wait for, the wait is over
             self._owners.give_up()
             self._cgroups.give_up()
             for namespace in self._namespaces:

@@ -80,6 +80,21 @@ def test_a_recording_that_ends_within_a_poll_ends_it():
     assert kinds(play(kernel, Session(mode=Mode.FOLLOWING))) == ["FlowAdded", "PollCompleted"]
 
 
+def test_a_recording_that_ends_before_it_tells_the_names_of_processes_ends_too():
+    """Their flows are announced with what the records of eBPF programs told."""
+    kernel = FakeKernel(interval=1.0)
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.start()
+    passive = Session(MonitorOptions(), kernel="6.18.0", mode=Mode.FOLLOWING)
+    passive.epoch_offset = 1000.0
+    passive.start(100.0)
+    passive.lookup_done(0, GRANTED, 100.0)
+    passive.receive_datagram(encode(attrs_of(record(Kind.OPENED, 9, pid=5, **PORTS))), 100.0, RING)
+    events = follow(kernel.record, passive, kernel.now)
+    assert {flow.process and (flow.process.name, flow.process.path) for flow, _ in passive.flows()} >= {("curl", None)}
+    assert [event.serial for event in polls(events)] == [1]
+
+
 def test_a_recorded_look_up_that_is_broken_is_a_loss():
     passive = Session(mode=Mode.FOLLOWING)
     passive.start(100.0)
