@@ -20,7 +20,9 @@ from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, removals
 from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
+from nstat_async._model import Visibility
 from nstat_async._options import Ebpf, MonitorOptions
+from nstat_async.ebpf import Tier
 from nstat_async.recording import Recording, RecordingWriter, open_recording
 from nstat_async.sockdiag import (
     CgroupFacts,
@@ -28,7 +30,11 @@ from nstat_async.sockdiag import (
     NamespacesAnswer,
     NetworkNamespace,
     Session,
+    Setup,
+    SocketState,
     TcpInfo,
+    _host_requests,
+    _purposes,
 )
 from nstat_async.sockdiag._lookups import MAX_OUTSTANDING
 
@@ -236,3 +242,26 @@ def test_what_is_asked_when_there_is_room_for_answers_again_is_asked_in_the_repl
     kernel.recorded.close()
     kernel.file.seek(0)
     assert_same(replayed(kernel.file), kernel.events)
+
+
+def test_what_an_older_recording_does_not_have_means_no_none_or_nothing_but_for_these():
+    recorded = [Setup, *(each for module in (_purposes, _host_requests) for each in vars(module).values())]
+    defaults = {
+        f"{kind.__name__}.{field.name}": field.default
+        for kind in recorded
+        if isinstance(kind, type) and attrs.has(kind)
+        for field in attrs.fields(kind)
+        if field.default is not attrs.NOTHING and field.default
+    }
+    assert defaults == {
+        "AttachAnswer.ticks": 100,
+        "AttachAnswer.tier": Tier.NONE,
+        "CgroupsAnswer.complete": True,
+        "FoundNamespace.entered": True,
+        "PulsePurpose.pause": 0.02,
+        "Setup.ebpf": Ebpf.OFF,
+        "Setup.namespaces": (THIS,),
+        "Setup.processes": Visibility.UNKNOWN,
+        "Setup.refused": Visibility.SOME,
+        "TableRow.state": SocketState.CLOSE,
+    }
