@@ -28,7 +28,7 @@ from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollComple
 from nstat_async._io.census import Census
 from nstat_async._io.procfs import ProcessScanner
 from nstat_async.sockdiag import OwnersRequest
-from nstat_async.sockdiag._owners import PROCESSES_A_SECOND, SOCKETS_A_SECOND
+from nstat_async.sockdiag._owners import PROCESSES_PER_SECOND, SOCKETS_PER_SECOND
 
 LIVES = (0.005, 0.01, 0.02, 0.05, 0.2, 1.0)
 PULSES = {"polls alone": None, "pulse 0.02": 0.02, "pulse 0.005": 0.005}
@@ -89,7 +89,7 @@ def polls(arguments, count):
     with Owners(count) as owners:
         scanner, census = ProcessScanner(), Census()
         places = tuple((inode, *place) for inode, place in owners.sockets.items())
-        held, checked = places[: SOCKETS_A_SECOND + 1], tuple(started(owners))[: PROCESSES_A_SECOND + 1]
+        held, checked = places[: SOCKETS_PER_SECOND + 1], tuple(started(owners))[: PROCESSES_PER_SECOND + 1]
         checks = OwnersRequest(frozenset(), verify=checked, held=held)
         ways = {
             "all owners, from nothing": lambda: spent(

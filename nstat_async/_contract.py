@@ -304,7 +304,7 @@ class Finishes(Protocol):
 
 @runtime_checkable
 class KnowsHosts(Protocol):
-    """An additional method of the `Feed` of many machines: a late consumer hears of the machines first."""
+    """An additional method of the `Feed` of many machines: a late consumer gets the machines first."""
 
     def hosts(self, time: float) -> Iterable[HostUpdated]:
         """The machines of this moment.

@@ -52,7 +52,7 @@ class SharedCounters:
         return tuple(self._numbers[:_COUNTERS].tolist())
 
     def take_moved(self) -> int:
-        """Whether a count in the map of flows grew since the last call; later growth is told by the next call."""
+        """Whether a count in the map of flows grew since the last call; the next call reports later growth."""
         moved = self._numbers[_MOVED]
         if moved:
             self._numbers[_MOVED] = 0

@@ -234,7 +234,7 @@ class TrafficTable:
             self._groups.fold_older(time - self._max_age)
 
     def _feed_edge(self, event: FlowEvent) -> None:
-        """Take in the begin or end of a flow, or an update that the hot path does not take."""
+        """Take in the beginning or end of a flow, or an update that the hot path does not take."""
         entry = self._find(event, self._open.get(event.flow.id))
         if entry is None:
             return

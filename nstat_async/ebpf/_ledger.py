@@ -295,7 +295,7 @@ class Ledger:
 
     @staticmethod
     def _restarted(entry: _Socket, now: Counters) -> None:
-        """If the entry of the map was removed and made anew, it counts from zero: keep the earlier counts."""
+        """If the entry of the map was removed and made again, it counts from zero: keep the earlier counts."""
         if any(after < before for after, before in zip(now, entry.counters, strict=True)):
             entry.earlier, entry.counters = entry.sum, _NOTHING
 

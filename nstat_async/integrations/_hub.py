@@ -19,7 +19,7 @@ from nstat_async._escape import dump
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
-from nstat_async.aggregate import GroupBy, ProcessTable, SortKey
+from nstat_async.aggregate import GroupBy, ProcessTable, SortKey, TrafficTable
 from nstat_async.filters import Filter
 from nstat_async.json import JsonFormatter, to_dict
 
@@ -151,7 +151,7 @@ class Hub:
         return {
             **self._head(view),
             "processes": [to_dict(row, time=table.time) for row in table.top(count, by)],
-            "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
+            "losses": _losses(table),
         }
 
     def live(self, view: View, count: int, by: SortKey, *, since: int, expanded: int | None) -> str:
@@ -173,7 +173,7 @@ class Hub:
             "seen": self.log.count,
             "groups": GroupBy.names(),
             "rows": [{**to_dict(row, time=table.time), "serial": row.serial} for row in rows],
-            "losses": [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses],
+            "losses": _losses(table),
             "shares": None if coverage is None else [coverage.rx_share, coverage.tx_share],
         }
         lists = {
@@ -209,3 +209,7 @@ class Hub:
         )
         time = view.table.time or 0.0
         return [self._format.flow_line(event.flow, event.counts, time) for event in found[: -_FLOWS - 1 : -1]]
+
+
+def _losses(table: TrafficTable) -> list[dict[str, Any]]:
+    return [{**attrs.asdict(loss), "cause": loss.cause.value} for loss in table.losses]

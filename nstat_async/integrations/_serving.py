@@ -129,22 +129,8 @@ def _url(sock: socket.socket) -> str:
     return f"http://{host}:{name[1]}/"
 
 
-async def run_application(
-    app: Starlette,
-    sockets: Sequence[socket.socket],
-    end_streams: Callable[[], object],
-    ready: Callable[[list[str]], object] | None,
-    until: Callable[[], Awaitable[None]],
-) -> None:
-    """Serve an application until this is cancelled, or something else ends it.
-
-    Args:
-        app: The application; its lifespan is entered, and an error of the lifespan is raised here.
-        sockets: The sockets to serve; they are closed at the end.
-        end_streams: Called before anything is closed.
-        ready: Called with the addresses, once they are served.
-        until: Returns when the server shall end.
-    """
+def _make_server(app: Starlette, end_streams: Callable[[], object], ready: Callable[[list[str]], object] | None) -> Any:
+    """A uvicorn server, as `run_application` needs it."""
     try:
         import uvicorn  # noqa: PLC0415  # an application server of one's own needs none
     except ImportError as error:  # pragma: no cover - depends on what is installed
@@ -201,7 +187,26 @@ async def run_application(
         proxy_headers=False,  # the client is who connected: a header can claim anything
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    server = Server(config)
+    return Server(config)
+
+
+async def run_application(
+    app: Starlette,
+    sockets: Sequence[socket.socket],
+    end_streams: Callable[[], object],
+    ready: Callable[[list[str]], object] | None,
+    until: Callable[[], Awaitable[None]],
+) -> None:
+    """Serve an application until this is cancelled, or something else ends it.
+
+    Args:
+        app: The application; its lifespan is entered, and an error of the lifespan is raised here.
+        sockets: The sockets to serve; they are closed at the end.
+        end_streams: Called before anything is closed.
+        ready: Called with the addresses, once they are served.
+        until: Returns when the server shall end.
+    """
+    server = _make_server(app, end_streams, ready)
     try:
         async with app.router.lifespan_context(app):
             task = asyncio.ensure_future(server.serve(sockets=list(sockets)))

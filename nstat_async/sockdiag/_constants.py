@@ -64,7 +64,7 @@ class MessageFlag(enum.IntFlag):
 
 
 class DiagGroup(enum.IntEnum):
-    """Multicast groups of sock_diag that tell of destroyed sockets (since Linux 4.3)."""
+    """Multicast groups of sock_diag that report destroyed sockets (since Linux 4.3)."""
 
     TCP4_DESTROY = 1
     UDP4_DESTROY = 2

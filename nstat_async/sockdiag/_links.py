@@ -164,7 +164,7 @@ class LinkTable:
         return tuple(link.name for link in self._interfaces.values() if link.kind is None and link.name)
 
     def classify(self, answer: LinkKindsAnswer) -> None:
-        """Take over the kinds that the host told."""
+        """Take over the kinds that the host knows."""
         kinds = dict(answer.kinds)
         for index, link in self._interfaces.items():
             word = kinds.get(link.name or "")

@@ -25,20 +25,18 @@ from ._processes import Processes
 
 MAX_PAUSE = 64
 """Most polls between two searches for an inode that is never found."""
-SOCKETS_A_SECOND = 512
+SOCKETS_PER_SECOND = 512
 """Sockets that are checked per second: about 5 µs each."""
 LOOKED_AT = 1024
 """Most sockets among which a poll chooses those to check, about 2 ms."""
 TABLES_AT_ONCE = 8
 """Most processes whose descriptors one check lists, for sockets whose descriptor is not known."""
-PROCESSES_A_SECOND = 64
+PROCESSES_PER_SECOND = 64
 """Processes that are checked per second: about 30 µs each."""
 CHECK_PAUSE = 0.1
 """Least seconds between two checks: polls may follow each other closely, and each look-up needs a thread."""
-
-
 BEFORE_ALL = -1
-"""`Entry.round` of sockets of the first poll; one less after they were told of other holders."""
+"""`Entry.round` of sockets of the first poll; one less after the first round that looked at them."""
 _LISTEN = SocketState.LISTEN
 _PROVING = 2
 """Rounds that must end to be sure that a whole round began after a given moment: the first may have begun earlier."""
@@ -164,7 +162,7 @@ class OwnerSource:
     def is_alone(self, entry: Entry) -> bool:
         """True if a socket is known to have one holder.
 
-        ``init`` does not count: it keeps listeners for services, and accepts nothing. A socket that only a record told of
+        ``init`` does not count: it keeps listeners for services, and accepts nothing. A socket that only a record reported
         has no inode yet, so no round can tell.
         """
         if entry.process is None or not entry.user[1] or self.rounds < entry.round + _PROVING:
@@ -223,8 +221,8 @@ class OwnerSource:
         if pause < CHECK_PAUSE and not self._due and not self.processes.unnamed:
             return
         self._checked_at = self._output.now
-        verify = self.processes.next_to_check(int(PROCESSES_A_SECOND * pause) + 1)
-        held = self._next_sockets(int(SOCKETS_A_SECOND * pause) + 1)
+        verify = self.processes.next_to_check(int(PROCESSES_PER_SECOND * pause) + 1)
+        held = self._next_sockets(int(SOCKETS_PER_SECOND * pause) + 1)
         if self._due or verify or held:
             self._searched, self._due = self._due, set()
             users = self.processes.take_unnamed()
@@ -375,7 +373,7 @@ class OwnerSource:
                     entry.book.learn_others(entry, entry.process, NOBODY)
 
     def _came_since(self, entry: Entry) -> bool:
-        """True for a socket that became known since the last but one round, and was not told of other holders since."""
+        """True for a socket of the first poll that no round has looked at, and for one that came after the last round but one."""
         return entry.round in {BEFORE_ALL, self.rounds - 1}
 
     def _seek_again(self, answer: OwnersAnswer) -> Iterator[None]:

@@ -353,7 +353,7 @@ class Programs:
         """Records were lost: a poll has to prove which sockets are gone.
 
         The record of a beginning may have waited in the ring while the removal of its socket was lost, and a poll repaired
-        that. If the record of the end is lost, too, nothing else tells of it.
+        that. If the record of the end is lost, too, nothing else reports it.
         """
         self._output.repair_wanted = True
         self.doubted()

@@ -7,7 +7,7 @@ sockets are dumped as usual. The rest is checked regularly:
 - Beginnings and ends are known by records and removals. So there are walks only while records come and nothing was lost.
 - Every tenth poll dumps everything, and so finds what leaves no trace in the kernel's times: an inode that changed hands,
   a FIN that came with an old acknowledgement.
-- If a walk is refused, is incomplete, or tells of many sockets, a dump follows in the same poll.
+- If a walk is refused, is incomplete, or reports many sockets, a dump follows in the same poll.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Walks:
             self._marked = self._output.poll
 
     def take(self, answer: Any) -> None:
-        """Take in a walk; if it failed, or tells of many sockets, everything is dumped."""
+        """Take in a walk; if it failed, or reports many sockets, everything is dumped."""
         self._waiting = False
         rows = self._rows_of(answer, len(self._book.entries) // SHARE)
         if len(rows) < _FRAME or rows[-1].cookie:
@@ -153,7 +153,7 @@ class Walks:
         self._waiting, self._moved = False, []
 
     def _rows_of(self, answer: Any, most: int) -> list[ChangedRow]:
-        """The rows of a walk; none if it failed, is of another namespace, or tells of more than `most` sockets.
+        """The rows of a walk; none if it failed, is of another namespace, or reports more than `most` sockets.
 
         No walk follows one that was refused.
         """

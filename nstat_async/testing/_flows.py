@@ -355,7 +355,7 @@ class EmulatedFlow:
         """Take a UDP socket's peer away; `connect` may give it another one.
 
         Reports keep the last addresses and bits meanwhile (``nstat_pcb_cache``). Since macOS 26 the
-        bits of the interface of now stay for ever beside those of later ones.
+        bits of the present interface stay, beside those of later ones.
 
         Raises:
             UsageError: It is no kernel UDP socket.

@@ -112,7 +112,7 @@ def set_threshold(machine: Machine, flow: EmulatedFlow, param: bytes) -> int:
 
 
 def reset_threshold(machine: Machine, removed: ClientSource) -> None:
-    """Set the interface's threshold anew when a source of it is gone.
+    """Set the interface's threshold again when a source of it is gone.
 
     The kernel takes the least threshold of all interface sources, of whatever interface.
     """

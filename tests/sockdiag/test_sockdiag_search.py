@@ -189,8 +189,8 @@ def test_of_sockets_of_which_only_the_process_is_known_few_tables_are_listed(sea
 
 
 def test_so_many_sockets_and_processes_are_checked_for_each_second(search, monkeypatch):
-    monkeypatch.setattr(_owners, "SOCKETS_A_SECOND", 10)
-    monkeypatch.setattr(_owners, "PROCESSES_A_SECOND", 5)
+    monkeypatch.setattr(_owners, "SOCKETS_PER_SECOND", 10)
+    monkeypatch.setattr(_owners, "PROCESSES_PER_SECOND", 5)
     search.owned(*((number, 100 + number) for number in range(1, 41)))
     for entry in search.sockets:
         entry.place = 3
