@@ -320,7 +320,12 @@ class Monitor:
 
     @property
     def flows(self) -> tuple[tuple[Flow, Counts | None], ...]:
-        """The open flows of this moment that pass the filter, with their last counts."""
+        """The open flows of this moment that pass the filter, with their last counts (`None` while there is no report).
+
+        Raises:
+            MonitorClosedError: The monitor is closed.
+            UsageError: It is not open yet.
+        """
         feed = self._opened()
         chosen = self.options.flow_filter
         flows = feed.flows()
@@ -328,7 +333,11 @@ class Monitor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the opened backend can tell."""
+        """What the opened backend can tell.
+
+        Raises:
+            UsageError: The monitor is not open yet.
+        """
         if self._feed is None:
             raise UsageError("the monitor is not open: use it in an async with block")
         return self._feed.capabilities

@@ -128,8 +128,8 @@ class MonitorOptions:
     every_update: bool = attrs.field(default=False, validator=check_flag)
     """True: an update for each report, changed or not. False: updates for changes only."""
     extras: bool = attrs.field(default=False, validator=check_flag)
-    """Also ask for what needs privilege or costs more: domain names, flow ids, Bluetooth
-    counters, system information, details per medium. What is refused is left out."""
+    """Also ask for what needs privilege or costs more. macOS: domain names, flow ids, Bluetooth counters, system information,
+    details per medium; what is refused is left out. Linux: buffers of TCP, command lines, all holders of a socket."""
     flow_filter: Any = attrs.field(default=None, validator=_filter)
     """A `nstat_async.filters.Filter` or a predicate on flows; `None` passes all."""
     max_pending: int = attrs.field(default=10_000, validator=positive(whole=True))

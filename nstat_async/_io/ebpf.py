@@ -106,7 +106,7 @@ class EbpfSource:
     def changed(self, *, mark: bool) -> bytes:
         """Find the TCP sockets of this thread's network namespace that had traffic since the last walk.
 
-        Blocks for some 0.5 µs a socket.
+        Blocks for some 0.5 µs per socket.
 
         Args:
             mark: Only begin: the next walk tells the sockets that have traffic from now on.

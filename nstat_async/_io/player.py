@@ -50,7 +50,11 @@ class Player:
         """Time of the last record."""
 
     def play(self, records: Iterable[Record]) -> None:
-        """Take in records; raises ProtocolError with the option ``strict`` only."""
+        """Take in records.
+
+        Raises:
+            ProtocolError: Only with the option ``strict``.
+        """
         batch, received = self.batch, RecordKind.FROM_KERNEL  # to find it in its class takes a tenth of the time
         last, channel = self.last, self.channel  # while there is a batch
         for record in records:

@@ -34,7 +34,7 @@ BATCH = 256
 """Most records that are read between two turns of the loop."""
 SLICE = 64
 """Records that are played before their events are delivered."""
-EVENTS_A_TURN = 100
+EVENTS_PER_TURN = 100
 """Events that are delivered before the consumer gets a turn: if they are read soon, the garbage
 collector frees them early, which saves a fifth of the time."""
 
@@ -75,6 +75,8 @@ class ReplayFeed:
         self._file = _open(sources[0], kernel)
         self._later = sources[1:]
         self._speed = speed
+        self._begun: float | None = None
+        """The time on this machine's clock that is time zero of the recording, for a replay with a speed."""
         self._closed = False
         self._records = 0
         self._waits = any(map(may_wait, sources))
@@ -153,7 +155,7 @@ class ReplayFeed:
         for at in range(0, len(batch), SLICE):
             self._player.play(batch[at : at + SLICE])
             delivered += self._deliver(sink)
-            if delivered >= EVENTS_A_TURN:
+            if delivered >= EVENTS_PER_TURN:
                 delivered = 0
                 await anyio.lowlevel.checkpoint()
                 await sink.room()
@@ -171,9 +173,6 @@ class ReplayFeed:
                 return
             self._player.play((record,))
             self._deliver(sink)
-
-    _begun: float | None = None
-    """The time on this machine's clock that is time zero of the recording, for a replay with a speed."""
 
     def _deliver(self, sink: Sink) -> int:
         events = self._player.take_events()

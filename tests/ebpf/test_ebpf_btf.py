@@ -80,14 +80,14 @@ def test_numbers_of_the_newest_kernel():
 
 
 @pytest.mark.skipif(not LIVING.exists() or not os.access(LIVING, os.R_OK), reason="this kernel has no BTF")
-def test_the_running_kernel():
+def test_every_structure_is_found_in_the_btf_of_the_running_kernel():
     """Every structure is found in the whole BTF of a living kernel, and its first structures are where they always are."""
     kernel = resolve(LISTING, LIVING.read_bytes())
     assert kernel.fields[field("sock", "__sk_common", "skc_family")] == 16
     assert "tp_btf/inet_sock_set_state" in kernel.hooks
 
 
-def test_sizes_and_absent_fields():
+def test_a_size_counts_arrays_and_an_absent_field_is_none():
     """A size counts arrays and goes through typedefs; what is not there is `None`, and 0 for "exists"."""
     types = Btf(NEWEST, {(TypeKind.STRUCT, "task_struct"), (TypeKind.STRUCT, "sock"), (TypeKind.STRUCT, "nobody")})
     assert types.field("task_struct", ["comm"]) == (1752, 16)
@@ -99,7 +99,7 @@ def test_sizes_and_absent_fields():
     assert types.field("nobody", []) is None
 
 
-def test_patching():
+def test_an_offset_goes_into_its_instruction_and_an_absent_field_becomes_a_call_that_no_kernel_has():
     """An offset goes into the instruction's own field, an absent one becomes a call that no kernel has."""
     program = LISTING.programs["sent"]
     kernel = resolve(LISTING, NEWEST)
@@ -138,14 +138,14 @@ def test_an_offset_that_does_not_fit():
 
 
 @pytest.mark.parametrize("data", [b"", b"\x9f\xeb", NEWEST[:100], b"\xeb\x9f" + NEWEST[2:], NEWEST[:-1500]])
-def test_what_is_no_btf(data):
+def test_what_is_cut_or_of_the_other_byte_order_is_refused(data):
     """Cut or of the other byte order: a ProtocolError."""
     with pytest.raises(ProtocolError):
         resolve(LISTING, data)
 
 
 @given(st.integers(0, len(NEWEST) - 1), st.binary(min_size=1, max_size=8))
-def test_damaged_btf(at, junk):
+def test_damage_is_a_protocol_error_at_most(at, junk):
     """Whatever bytes are wrong: fields are found or not, or it is a ProtocolError, and it ends."""
     data = NEWEST[:at] + junk + NEWEST[at + len(junk) :]
     try:
@@ -186,7 +186,7 @@ def test_a_type_that_is_an_alias_of_itself():
         Btf(built(loop, outer, strings=["s", "m"]), {(TypeKind.STRUCT, "s")}).field("s", ["m"])
 
 
-def test_where_an_offset_goes():
+def test_loads_and_stores_have_a_place_for_an_offset_and_other_instructions_take_it_as_their_number():
     """Loads and stores have a place of their own for it; other instructions take it as their number."""
     wanted = Field(FieldKind.OFFSET, "s", ("m",))
     code = b"".join(struct.pack("=BBhi", opcode, 0, 0, 0) for opcode in (0x61, 0x62, 0x63, 0xB7))

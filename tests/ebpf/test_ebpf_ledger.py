@@ -86,7 +86,7 @@ def listed(ledger, *rows, errno=0):
 # --- TCP ---------------------------------------------------------------------------------
 
 
-def test_an_outbound_connection():
+def test_an_outbound_connection_begins_with_its_process_and_ends_with_final_counts():
     """It begins with its process, is established with its ends, and ends with final counts."""
     found = evidence(
         record(Kind.OPENED, 9, 10, pid=42, start=5, remote_port=0x5000),
@@ -154,7 +154,7 @@ def test_an_end_has_the_error_that_ended_it(flags, error, deaf):
 
 
 @pytest.mark.parametrize("kind", [Kind.OPENED, Kind.ESTABLISHED, Kind.ACCEPTED, Kind.CLOSED])
-def test_repetitions(kind):
+def test_the_same_change_of_state_twice_in_a_row_is_one(kind):
     """The same change of state twice, one right after the other, is one."""
     before = [record(Kind.OPENED, 1, 1)] if kind in {Kind.ESTABLISHED, Kind.CLOSED} else []
     once = evidence(*before, record(kind, 1, 10))
@@ -234,7 +234,7 @@ def test_the_fin_is_no_byte():
 # --- datagram sockets ----------------------------------------------------------------------
 
 
-def test_a_datagram_socket():
+def test_a_datagram_socket_is_seen_counted_and_ends_with_what_went_through_it():
     """First use, growth, and release with what went through it."""
     ledger = Ledger(packets=True, births=True)
     born = Flag.HAS_PROCESS | Flag.COUNTED_FROM_BIRTH
@@ -366,7 +366,7 @@ def test_a_release_that_nothing_came_before_is_an_end_once():
     assert names(found) == ["Ended"]
 
 
-def test_counts_that_are_taken():
+def test_counts_that_are_taken_are_final_where_another_source_reported_the_end():
     """Somebody else reported the end: the entry says the final counts."""
     ledger = Ledger(packets=False, births=False)
     ledger.receive(encode(datagram_record(Kind.FIRST_IO, 1)))
@@ -416,7 +416,7 @@ def test_own_sockets_and_unknown_kinds():
     assert (ledger.discarded, ledger.records) == (2, 4)
 
 
-def test_forgetting():
+def test_a_forgotten_socket_ends_once_and_an_unknown_one_not_at_all():
     """Somebody else proved that it is gone."""
     ledger = Ledger(packets=True, births=True)
     ledger.receive(encode(record(Kind.OPENED, 5)))
@@ -520,7 +520,7 @@ def test_however_records_are_cut_and_lost(world, data):
 
 
 @given(st.binary(max_size=700))
-def test_arbitrary_bytes(data):
+def test_arbitrary_bytes_are_records_or_a_protocol_error(data):
     """They are records of whatever kind, or a ProtocolError."""
     ledger = Ledger(packets=True, births=True)
     try:
@@ -532,7 +532,7 @@ def test_arbitrary_bytes(data):
         owner_of(one.facts)
 
 
-def test_the_sizes_of_rows():
+def test_rows_have_a_name_for_each_value_of_their_layout():
     """FlowRow and OwnerRow have a name for each value of their layout."""
     assert len(FLOW.unpack(bytes(FLOW.size))) == len(FlowRow._fields) - 1
     assert len(OWNER.unpack(bytes(OWNER.size))) == len(OwnerRow._fields)

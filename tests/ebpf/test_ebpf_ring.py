@@ -89,7 +89,7 @@ def test_discarded_records_are_stepped_over():
     assert ring.read() == b""
 
 
-def test_reading_without_taking():
+def test_records_that_are_kept_are_read_again():
     """The records stay, for whoever reads next."""
     fake = FakeRing()
     ring = reader(fake)

@@ -44,7 +44,7 @@ CGROUP = {"released", "created", "ingress", "egress"}
         ((), Tier.NONE),
     ],
 )
-def test_tiers(granted, tier):
+def test_a_tier_is_what_is_granted_without_what_is_of_no_use_alone(granted, tier):
     """What is granted, without what is of no use alone."""
     assert tier_of(supported(granted)) is tier
 
@@ -73,7 +73,7 @@ def options(programs, **settings):
     return options_for(frozenset(programs), **{"peers": False, "mptcp": True, "every_namespace": False, **settings})
 
 
-def test_options():
+def test_the_programs_know_which_others_are_attached():
     """The programs know which others are attached."""
     assert options(ALL) == Option.RELEASE_SEEN | Option.LEARN_TCP_OWNERS | Option.LOOK_INTO_MPTCP | Option.LENGTHS_SEEN
     assert options(ALL - CGROUP, mptcp=False, peers=True) == Option.LEARN_TCP_OWNERS | Option.LENGTHS_SEEN
@@ -81,7 +81,7 @@ def test_options():
     assert options({"tcp_state"}, every_namespace=True) == Option.PACKETS_CREATE
 
 
-def test_types():
+def test_types_of_programs_are_numbered_as_in_the_header():
     """As include/uapi/linux/bpf.h numbers them."""
     assert program_types("tp_btf/inet_sock_set_state") == (26, 23)
     assert program_types("iter/task_file") == (26, 28)

@@ -137,7 +137,7 @@ def test_remains_are_a_sockets_own():
         assert remains_of(message, found, known=True) is Remains.NOTHING
 
 
-def test_unused_and_disconnected():
+def test_a_socket_that_was_never_used_and_one_that_was_aborted_are_recognized():
     """A socket without port and peer was never used; without port and counters, yet with a peer's window, aborted."""
     assert is_unused(FakeSocket(1, b"\0" * 4, 0, b"\0" * 4, 0).message(final=True))
     assert not is_unused(FakeSocket(1, LOOPBACK, 5, b"\0" * 4, 0).message(final=True))

@@ -111,7 +111,7 @@ def test_the_local_address_of_a_point_to_point_link_is_ours():
     assert AddressMessage.decode(data, only(data)).address == b"\x0a\0\0\1"
 
 
-def test_errors_and_ends():
+def test_the_number_of_an_error_is_positive_and_that_of_a_good_end_is_0():
     """An error's number is positive; an acknowledgement's and a good end's is 0."""
     data = encode_error(13, b"x" * 16, sequence=5)
     assert error_number(data, only(data)) == 13
@@ -126,7 +126,7 @@ def test_errors_and_ends():
     [b"\0" * 8, struct.pack("=IHHII", 8, 3, 0, 0, 0), struct.pack("=IHHII", 99, 3, 0, 0, 0)],
     ids=["no header", "too short", "too long"],
 )
-def test_impossible_lengths(data):
+def test_a_length_that_cannot_be_is_an_error_with_its_place_after_the_messages_before_it(data):
     """A length that cannot be is an error with its place, after the messages before it."""
     good = encode_done(1)
     frames = iterate_messages(good + data)
@@ -136,7 +136,7 @@ def test_impossible_lengths(data):
     assert caught.value.offset == len(good)
 
 
-def test_impossible_attributes():
+def test_an_attribute_beyond_its_message_is_an_error_and_not_found():
     """An attribute beyond its message is an error, and not found."""
     broken = struct.pack("=HH", 40, 2)
     with pytest.raises(ProtocolError):
@@ -153,7 +153,7 @@ def test_short_bodies_are_errors():
             kind.decode(data, only(data))
 
 
-def test_extension_bits():
+def test_an_attribute_is_asked_for_by_the_bit_before_its_number():
     """Attribute n is asked for by bit n - 1."""
     assert extension_bits(DiagAttribute.INFO, DiagAttribute.CONG, DiagAttribute.SKMEMINFO) == 0b1001010
 
@@ -195,7 +195,7 @@ def test_a_damaged_dump_never_raises(data):
             event.counts.as_dict()
 
 
-def test_truncated_at_every_byte():
+def test_a_dump_that_is_cut_anywhere_is_a_loss_at_most():
     """A dump datagram cut anywhere is a loss at most."""
     message = FakeSocket(2).message(8)
     for end in range(len(message)):
@@ -206,7 +206,7 @@ def test_truncated_at_every_byte():
         assert kernel.session.failure is None
 
 
-def test_info_of_every_length():
+def test_a_shorter_tcp_info_gives_what_it_has_and_none_for_the_rest():
     """An older kernel's shorter tcp_info gives what it has, and None for the rest."""
     for length in range(0, 281, 4):
         kernel = FakeKernel()

@@ -82,7 +82,7 @@ def test_the_first_processes_of_one_are_remembered_and_no_more(outside):
     assert outside._spaces[10].pids == tuple(pids)[: io_outside.PIDS]
 
 
-def test_they_are_bounded(outside, monkeypatch):
+def test_so_many_namespaces_are_watched_from_outside_and_no_more(outside, monkeypatch):
     monkeypatch.setattr(io_outside, "MOST", 2)
     assert (outside.beyond, outside.cgroups) == (0, ())
     met(outside, (1, 100))

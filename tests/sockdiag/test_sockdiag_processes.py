@@ -74,7 +74,7 @@ class TestProcesses:
         assert (first.pid, second.start_ticks) == (second.pid, 12345)
         assert first.start_ticks != 12345
 
-    def test_ended_processes_are_told(self, scanner):
+    def test_ended_processes_are_reported(self, scanner):
         """A pid that is gone, or has another start, is gone; a living one is not."""
         from nstat_async._io.processes import start_ticks
 
@@ -85,7 +85,7 @@ class TestProcesses:
         answer = scanner().answer(OwnersRequest(frozenset(), verify=(key, own, (own[0], 1))))
         assert answer.gone == (key, (own[0], 1))
 
-    def test_a_name_with_parentheses(self, tmp_path):
+    def test_the_start_time_is_found_behind_any_name(self, tmp_path):
         """The start time is found behind whatever a process calls itself."""
         from nstat_async._io.processes import ProcessReader, start_ticks
 
@@ -97,7 +97,7 @@ class TestProcesses:
             assert ProcessReader().facts(child.pid).name == os.path.basename(os.path.realpath(sys.executable))
             child.communicate()
 
-    def test_devices_of_this_machine(self):
+    def test_an_unknown_device_has_no_kind(self):
         """An unknown device is unknown, and a name with a slash is none."""
         from nstat_async._io.linux import device_kind
 
@@ -105,7 +105,7 @@ class TestProcesses:
         assert device_kind("../../etc") is None
         assert device_kind("lo") is InterfaceKind.WIRED or device_kind("lo") is None
 
-    def test_namespace_paths(self):
+    def test_a_pid_a_path_and_a_name_of_a_namespace_each_have_their_file(self):
         """A pid, a path and a name each have their file."""
         from nstat_async._io.linux import namespace_path
 
