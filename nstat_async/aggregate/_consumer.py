@@ -51,6 +51,7 @@ class TableStream(Generic[_Table]):
         self._subscription: Subscription | None = None
         self._waiting: list[AnyEvent] = []  # received and not fed yet, next one last
         self._next: float | None = None
+        self._looked = False
         self._fresh = False
         self._ended = False
 
@@ -101,13 +102,14 @@ class TableStream(Generic[_Table]):
         while True:
             while self._waiting:
                 time = self._waiting[-1].time
-                if (
-                    self._next is None or time < self._next - self._every - CLOCK_SLACK
-                ):  # the first one, or it was set back
-                    self._next = time + self._every
-                if time >= self._next:
-                    self._next += self._every * (1 + (time - self._next) // self._every)
-                    return True
+                if not self._looked:  # one look at most before an event: adding to a very large time may not change it
+                    if self._next is None or not time >= self._next - self._every - CLOCK_SLACK:
+                        self._next = time + self._every  # the first event, or the clock was set back
+                    if time >= self._next:
+                        self._next += self._every * (1 + (time - self._next) // self._every)
+                        self._looked = True
+                        return True
+                self._looked = False
                 self.table.feed(self._waiting.pop())
                 self._fresh = True
             events = await subscription.receive_many()

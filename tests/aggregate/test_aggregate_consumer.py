@@ -6,6 +6,7 @@ import anyio
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, polled, until, updated
 
+from nstat_async._checks import LONGEST_SECONDS
 from nstat_async._errors import NstatError, UsageError
 from nstat_async.aggregate import GroupBy, TableStream, TrafficTable, by_process
 
@@ -87,6 +88,28 @@ def test_a_recorded_clock_that_was_set_back_does_not_end_the_tables(backend):
             monitor.end()
             seen = [table.total().rx_bytes async for table in tables]
         assert seen == [0, 1, 4, 6, 7]
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize("every", [2.0, LONGEST_SECONDS])
+@pytest.mark.parametrize("odd", [1e300, -1e300, 1e17, float("inf"), float("-inf"), float("nan")])
+def test_an_impossible_time_in_a_recording_takes_one_look_at_most(backend, every, odd):
+    async def main():
+        monitor = FakeMonitor()
+        async with by_process(monitor, every=every, clock="events") as tables:
+            a = flow("a")
+            monitor.deliver(
+                added(a, odd, counts(0)), *(updated(a, t, counts(n)) for n, t in enumerate((1e9, odd, 1e9)))
+            )
+            monitor.deliver(*(updated(a, 1e9 + n * every, counts(n)) for n in range(4)))
+            monitor.end()
+            seen = 0
+            async for _ in tables:
+                seen += 1
+                assert seen < 10
+        assert tables.table.total().rx_bytes == 3
 
     anyio.run(main, backend=backend)
 
