@@ -66,7 +66,6 @@ class CloseChannel:
     """Close a channel; anything that it still has is ignored."""
 
     channel: int
-    """Its number."""
 
 
 @attrs.frozen
@@ -74,9 +73,7 @@ class Send:
     """Send one datagram."""
 
     channel: int
-    """Number of the channel."""
     data: bytes
-    """The datagram."""
 
 
 @attrs.frozen
@@ -87,7 +84,6 @@ class Lookup:
     """
 
     token: int
-    """Number of the question; its answer has the same."""
     request: Any
     """What is asked: a frozen value of the core's protocol."""
 
@@ -189,6 +185,13 @@ class Core(Protocol):
 
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription itself, by name."""
+
+
+class HoldsBack(Protocol):
+    """An additional method of a `Core` that reports some flows, or their ends, later than it reads of them."""
+
+    def settled(self, until: float) -> bool:
+        """True if all that it read of by this time (of the monotonic clock) is an event."""
 
 
 # --- the transport -------------------------------------------------------------------
@@ -304,6 +307,18 @@ class Finishes(Protocol):
 
     async def finish(self) -> None:
         """Wait for a limited time, after `close` and the end of `run`; a cancellation ends the wait early."""
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """An additional method of a `Feed` that reads of ends beside its polls, or reports them later than it reads of them."""
+
+    async def settled(self, *, ends: bool) -> None:
+        """Wait for a limited time until everything that the source had reported when this was called was read and delivered.
+
+        Args:
+            ends: Also wait until what was read of ends and beginnings of flows is an event.
+        """
 
 
 @runtime_checkable

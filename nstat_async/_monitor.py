@@ -19,7 +19,7 @@ import attrs
 
 from . import backends
 from ._buffer import BufferStatistics, EventBuffer
-from ._contract import Backend, Feed, Finishes, KnowsHosts, OpensOutside
+from ._contract import Backend, Feed, Finishes, KnowsHosts, OpensOutside, Settles
 from ._coverage import Coverage
 from ._errors import IncompleteSnapshotError, MonitorClosedError, NstatError, UsageError
 from ._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, LossCause, PollCompleted, ProviderRefused
@@ -302,11 +302,16 @@ class Monitor:
 
     # --- the rest ----------------------------------------------------------------------
 
-    async def poll_now(self) -> None:
+    async def poll_now(self, *, ends: bool = False) -> None:
         """Ask the kernel now, and wait until a poll that began after this call is over. A recording is not asked.
 
-        The `PollCompleted` of that poll says whether it was complete. A poll says what is open, with its counts. What ended shortly before
-        may follow: on Linux an end waits up to 0.25 s for what the other end of the connection tells.
+        The `PollCompleted` of that poll says whether it was complete. A poll says what is open, with its counts. What the kernel had
+        reported before is read, too, when this returns, unless a consumer with the policy ``block`` has no room.
+
+        Args:
+            ends: Also wait until what ended just before the call is an event. On Linux an end waits, mostly for less than 0.1 s and for
+                1 s at most, for its process and for what the other end of the connection tells; on macOS none does. Where there are
+                many, it may take longer; after 5 s this returns in any case.
 
         Raises:
             MonitorClosedError: The monitor is closed, or was closed before the kernel answered.
@@ -317,6 +322,8 @@ class Monitor:
             distributor.failure.throw()
         if not feed.can_wait:
             await distributor.polled(feed.request_poll)
+            if isinstance(feed, Settles) and not distributor.held_up:
+                await feed.settled(ends=ends)
 
     @property
     def flows(self) -> tuple[tuple[Flow, Counts | None], ...]:

@@ -86,9 +86,14 @@ class Distributor:
                     if waiter.serial <= self._newest_poll:
                         waiter.done.set()
 
+    @property
+    def held_up(self) -> bool:
+        """True while a subscription that blocks has no room."""
+        return any(each._holds_up for each in self.subscriptions)  # noqa: SLF001
+
     async def room(self) -> None:
         """Wait until every subscription that blocks has room. Several tasks may wait."""
-        while not self.over and any(each._holds_up for each in self.subscriptions):  # noqa: SLF001
+        while not self.over and self.held_up:
             if self._room is None or self._room.is_set():
                 self._room = anyio.Event()
             await self._room.wait()

@@ -185,6 +185,7 @@ def linux(dice: random.Random) -> int:
 
 def check_linux(world: Accounted) -> None:
     """Every flow lived once, none is left of what is gone, and final counts are the truth."""
+    assert world.kernel.session.settled(world.kernel.now)
     live: dict[str, int] = {}
     ended: set[str] = set()
     for event in flow_events(world.kernel.events):

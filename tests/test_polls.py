@@ -8,9 +8,10 @@ import time
 
 import anyio
 import pytest
+from scripted import Script, watching
 
 from examples import examples
-from nstat_async import Monitor, MonitorClosedError, PollCompleted, StreamEndedError
+from nstat_async import FlowRemoved, Monitor, MonitorClosedError, PollCompleted, StreamEndedError
 from nstat_async._subscription import Distributor
 from nstat_async.testing import EmulatedKernel
 
@@ -115,6 +116,60 @@ def test_each_poll_is_reported_with_a_serial_that_grows(make, loop):
     system.close()
     assert len(serials) >= 5
     assert serials == sorted(set(serials))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("make", SYSTEMS)
+def test_what_ended_when_it_is_called_with_ends_is_an_event_when_it_returns(make, loop, monkeypatch):
+    """Though the loop was blocked all the while, so that nothing of it was read."""
+    monkeypatch.setattr("nstat_async._io.pump.REPORTING_SECONDS", 0.3)  # on however busy a machine
+    system = make()
+    opened, ended = set(), set()
+
+    async def main():
+        async with Monitor(interval=None, **system.options) as monitor:
+            await monitor.poll_now()
+            stream = monitor.subscribe(overflow="all")
+            for number in range(40):
+                port, close = system.open(number)
+                opened.add(port)
+                close()
+            await monitor.poll_now(ends=True)
+            ended.update(e.flow.local.port for e in stream.receive_nowait() if isinstance(e, FlowRemoved))
+
+    anyio.run(main, backend=loop)
+    system.close()
+    assert len(opened) == 40
+    assert opened <= ended
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_ends_are_waited_for_unless_a_consumer_that_blocks_has_no_room(loop):
+    """It may be the caller, who cannot make room meanwhile."""
+
+    class Settling(Script):
+        asked = ()
+
+        async def settled(self, *, ends):
+            await anyio.lowlevel.checkpoint()
+            self.asked += (ends,)
+
+        def request_poll(self):
+            self.deliver(PollCompleted(0.0, 0, True, super().request_poll()))
+            return self.polls
+
+    async def main():
+        async with watching(Settling(), overflow="block", max_pending=3) as (feed, monitor):
+            consumer = monitor.subscribe()
+            await monitor.poll_now()
+            await monitor.poll_now(ends=True)
+            await monitor.poll_now(ends=True)
+            assert feed.asked == (False, True)
+            assert len(consumer.receive_nowait()) == 3
+            await monitor.poll_now(ends=True)
+            assert feed.asked == (False, True, True)
+
+    anyio.run(main, backend=loop)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -31,12 +31,13 @@ import errno
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+import attrs
 
 from .._contract import Channel, CloseChannel, Command, Core, Lookup, LookupFailed, OpenChannel, Send, Sink, Transport
 from .._errnos import MORE_FILES, NO_THREAD, no_thread_text
@@ -59,6 +60,13 @@ ANSWERING = 0.4
 little news and cause no further work, and a turn of the loop costs as much as hundreds of unchanged rows."""
 SUBSCRIBE_SECONDS = 2.0
 """How long opening waits at most for the kernel's answers; a real kernel answers within milliseconds."""
+SETTLED_SECONDS = 5.0
+"""How long `settled` waits at most: a core holds ends back for a second at most, unless more comes than is read."""
+REPORTING_SECONDS = 0.05
+"""In which a kernel reports an end, where a core holds ends back. Linux leaves it to a worker thread of the kernel
+(``sock_diag_broadcast_destroy``), which may wait for the processor of this loop, or on a busy machine for others, some milliseconds."""
+CAPACITY = 1_048_576
+"""Bytes that a channel may hold unread if it does not say how many."""
 BATCH = 16
 """Most datagrams that are read at once; the clock is read between two batches."""
 BATCH_SECONDS = 0.0005
@@ -111,6 +119,8 @@ class KernelFeed:
         self._failures: Counter[Auxiliary] = Counter()
         self._failing: set[Hashable] = set()
         self._reports: list[AnyEvent] = []
+        self._settling: list[_Settling] = []
+        self._held: Callable[[float], bool] | None = getattr(core, "settled", None)  # `HoldsBack.settled`
 
     # --- Feed ----------------------------------------------------------------
 
@@ -136,14 +146,40 @@ class KernelFeed:
         self.wake()
         return serial
 
+    async def settled(self, *, ends: bool) -> None:
+        """Wait until all that the kernel had reported when this was called was read and delivered, at most `SETTLED_SECONDS`.
+
+        Each channel is read until it is empty, or until as much came as it can hold: so this ends also if there is always more.
+
+        Args:
+            ends: Also wait until what was read is an event.
+        """
+        held = self._held if ends else None
+        if held is not None:
+            await anyio.sleep(REPORTING_SECONDS)
+        waiters = [waiter for waiter in self._channels.values() if not waiter.answers_only]
+        if self._closed or (held is None and not any(waiter.maybe_readable for waiter in waiters)):
+            return
+        marks = {waiter: (waiter.emptied, waiter.taken + waiter.capacity) for waiter in waiters}
+        settling = _Settling(marks, held)
+        self._settling.append(settling)
+        for waiter in waiters:
+            waiter.maybe_readable = True
+        self.wake()
+        try:
+            with anyio.move_on_after(SETTLED_SECONDS):
+                await settling.done.wait()
+        finally:
+            self._settling.remove(settling)
+
     def close(self) -> None:
         """Release the sockets, and deliver the events of the data that was read; `run` ends soon."""
         self._closed = True
         for waiter in list(self._channels.values()):
             waiter.close()
         self._transport.close()
-        set_event(self._subscribed)
-        set_event(self._wake)
+        for event in (self._subscribed, self._wake, *(each.done for each in self._settling)):
+            set_event(event)
         if self._sink is not None:  # a turn may be interrupted between feeding data and delivering its events
             with contextlib.suppress(RuntimeError):  # as `set_event`
                 self._sink.deliver(self._take_events())
@@ -229,6 +265,8 @@ class KernelFeed:
             events = self._take_events()
             if events:
                 sink.deliver(events)
+            if self._settling:
+                self._note_settled()
             if not self._subscribed.is_set() and core.subscribed:
                 self._subscribed.set()
             commands += core.commands()  # reading may have caused more
@@ -251,6 +289,14 @@ class KernelFeed:
         if self._reports:
             events, self._reports = [*events, *self._reports], []
         return events
+
+    def _note_settled(self) -> None:
+        """Wake the tasks for which everything that they wait for was read and delivered."""
+        for each in self._settling:
+            if each.read is None and all(waiter.has_passed(mark) for waiter, mark in each.marks.items()):
+                each.read = time.monotonic()
+            if each.read is not None and (each.held is None or each.held(each.read)):
+                each.done.set()
 
     async def _rest(self) -> None:
         """Give other tasks a turn if the slice is over."""
@@ -302,15 +348,18 @@ class KernelFeed:
             except (OSError, EOFError) as error:
                 failure = error
             read = time.perf_counter()
+            size = sum(map(len, batch))
+            waiter.taken += size
             if batch or failure is not None:
                 waiter.maybe_readable = True  # a core that heard of either hears, too, when the channel is empty
             if batch:
                 core.receive_datagrams(batch, time.monotonic(), number)
             if failure is not None:
                 return self._read_failed(waiter, failure)
-            if not more and not waiter.maybe_readable:
-                return False
             if not more:
+                waiter.emptied += 1
+                if not waiter.maybe_readable:
+                    return False
                 waiter.maybe_readable = False
                 if not waiter.answers_only:
                     core.channel_drained(number, time.monotonic())
@@ -322,7 +371,7 @@ class KernelFeed:
                 waived = (1 - ANSWERING) * (read - begin)
                 self._waived += waived
                 spent -= waived
-            waiter.adapt(spent, sum(map(len, batch)))
+            waiter.adapt(spent, size)
             begin = end
             if end - self._slice_began - self._waived >= until:
                 return True
@@ -458,6 +507,19 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+@attrs.define(eq=False)
+class _Settling:
+    """A task that waits until all that the channels had is delivered."""
+
+    marks: dict[_Waiter, tuple[int, int]]
+    """For `_Waiter.has_passed`."""
+    held: Callable[[float], bool] | None
+    """`HoldsBack.settled`, if it also waits for what the core holds back."""
+    read: float | None = None
+    """When all of it had been read."""
+    done: anyio.Event = attrs.field(factory=lambda: anyio.Event())  # noqa: PLW0108  # as in `_subscription`
+
+
 class _Waiter:
     """Waits until one channel is readable, each time that it is rearmed."""
 
@@ -470,6 +532,12 @@ class _Waiter:
         self.answers_only: bool = getattr(channel, "answers_only", False)
         self.batch = 1
         """Datagrams to read at once."""
+        self.emptied = 0
+        """How often the channel was found empty."""
+        self.taken = 0
+        """Bytes that were read."""
+        self.capacity = channel.receive_buffer or CAPACITY
+        """Bytes that the channel holds at most."""
         self._feed = feed
         self._armed = anyio.Event()
 
@@ -479,6 +547,10 @@ class _Waiter:
             self.batch = max(1, self.batch // 2)
         elif spent < BATCH_SECONDS / 2 and size <= BATCH_BYTES / 2:
             self.batch = min(BATCH, self.batch * 2)
+
+    def has_passed(self, mark: tuple[int, int]) -> bool:
+        """True if the channel was found empty more often than this, was read up to so many bytes, or is closed."""
+        return self.channel_closed or self.emptied > mark[0] or self.taken >= mark[1]
 
     def rearm(self) -> None:
         """Wait for data again: the channel is empty."""

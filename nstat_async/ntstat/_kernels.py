@@ -80,7 +80,6 @@ class Release:
     first: Version
     """First version of the line."""
     layout: Layout
-    """Its wire layout."""
     darwin: Mapping[Version, Version] = attrs.field(default={}, kw_only=True)
     """Darwin releases of this line, each with its oldest version."""
     known: bool = attrs.field(default=True, kw_only=True)

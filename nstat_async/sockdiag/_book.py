@@ -101,6 +101,8 @@ class Book:
         """Cookies that were removed during the dumps under way."""
         self._given_up: Memory[int, tuple[int, tuple[bytes, ...]]] = Memory(_MOST_ENDED)
         """By cookie, connections that ended without a removal: their number in the socket, and the identities up to it."""
+        self._ending: Memory[Entry, float] = Memory(_MOST_ENDED)
+        """Sockets whose end was read and is not reported yet, the oldest first, with the time when it was read."""
         self.ready: deque[Entry] = deque()
         """New sockets that can be announced."""
         self.waiting: deque[Entry] = deque()
@@ -490,6 +492,16 @@ class Book:
             self.announce,
         )
 
+    def begin_end(self, entry: Entry) -> None:
+        """The end of a socket's connection was read; `end` reports it, maybe later."""
+        if entry not in self._ending:
+            self._ending.add(entry, self._output.now)
+
+    def settled(self, until: float) -> bool:
+        """True if every end that was read by this time is reported."""
+        came = self._ending.oldest()
+        return came is None or came > until
+
     def update(self, entry: Entry, previous: SocketReport | None, *, rebuilt: bool) -> None:
         """Report that an announced flow changed; `rebuilt`: in more than its counts."""
         if rebuilt:
@@ -509,6 +521,7 @@ class Book:
         outcome: Outcome | None = None,
     ) -> None:
         """Report the end of a flow, after its announcement if that is still due."""
+        self._ending.pop(entry)
         if entry.owner is None or entry.owner is Attribution.HIDDEN:
             entry.owner = self._infer_owner(entry)
             if entry.flow is not None:

@@ -294,6 +294,11 @@ class ProgramEvidence:
         elif entry not in self._unannounced:
             self._unannounced.add(entry, book, self._output.now)
 
+    def announced(self, until: float) -> bool:
+        """True if no flow that a record reported by this time waits to be announced."""
+        due = self._unannounced.deadline()
+        return due is None or due > until + ANNOUNCING_PATIENCE
+
     # -- processes
 
     def _owner_seen(self, book: Book, seen: OwnerSeen) -> None:
@@ -400,6 +405,7 @@ class ProgramEvidence:
         half = _Half(entry, book, ended)
         if entry.protocol == IPPROTO_TCP:
             entry.ended = ended
+            book.begin_end(entry)
             self._recorded.add(cookie, half, self._output.now)
         else:
             self._end(half)

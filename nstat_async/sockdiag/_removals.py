@@ -170,6 +170,7 @@ class RemovalSource(Source):
             book.complete_ends(entry, pieces[1])
             book.drop(entry)
         came = output.now
+        book.begin_end(entry)
         if entry.state == SocketState.LISTEN or is_unused(message):
             self._settle(entry, message, info, came, None)
         else:

@@ -344,6 +344,10 @@ class Session:
         """The open flows that were reported as added, with their last counts."""
         return chain(flows_of(self._entries()), self._programs.remotes.flows())
 
+    def settled(self, until: float) -> bool:
+        """True if all that was read by then is an event: beginnings and ends may wait for a process, or for what tells how one ended."""
+        return self._evidence.announced(until) and all(namespace.book.settled(until) for namespace in self._namespaces)
+
     def statistics(self) -> dict[str, int]:
         """Counters about the subscription itself, by name."""
         return {

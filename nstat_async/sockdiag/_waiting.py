@@ -130,3 +130,7 @@ class Memory(Generic[Key, Value]):
     def pop(self, key: Key) -> Value | None:
         """Take out the item with this key; `None` if there is none."""
         return self._items.pop(key, None)
+
+    def oldest(self) -> Value | None:
+        """The item that was added first; `None` if there is none."""
+        return next(iter(self._items.values()), None)

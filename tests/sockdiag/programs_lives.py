@@ -177,6 +177,7 @@ class Lives:
             for _ in range(5):
                 self.do("wait", 1.1)
             self.do("poll")
+        assert self.kernel.session.settled(self.kernel.now)
         flows: dict[str, Any] = {}
         for event in flow_events(self.kernel.events):
             before = flows.get(event.flow.id)

@@ -341,6 +341,7 @@ def test_every_flow_lives_once(script):
             sock.state = SocketState.ESTABLISHED
     for _ in range(5):
         world.kernel.wait(1.5)
+    assert world.kernel.session.settled(world.kernel.now)
     live, ended = set(), set()
     for event in flow_events(world.kernel.events):
         name = event.flow.id
