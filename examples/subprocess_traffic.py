@@ -41,8 +41,7 @@ async def traffic_of(command: list[str], backend: Backend | None = None, interva
             async with await anyio.open_process(command, stdin=None, stdout=None, stderr=None) as process:
                 tasks.start_soon(pass_on_signals, process)
                 status = await process.wait()
-            await anyio.sleep(0.3)  # its last words: without eBPF an end is an event so much later
-            await monitor.poll_now()
+            await monitor.poll_now(ends=True)  # its last words, too
             tasks.cancel_scope.cancel()
         table.feed_many(subscription.receive_nowait())
     return status, sum_rows(row for row in table.rows() if row.pid == process.pid)

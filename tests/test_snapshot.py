@@ -193,9 +193,9 @@ def test_a_kernel_that_never_answers_is_not_an_idle_machine(tmp_path, monkeypatc
             "",
             "nstat-async: the snapshot is incomplete: no whole answer came within 0.05 s",
         )
-        monkeypatch.setattr("nstat_async._cli._run.LAST_POLLS", 0.05)
+        monkeypatch.setattr("nstat_async._cli._run.LAST_POLL", 0.05)
         assert main(["processes", "--duration", "0.05"]) == 0
-        assert "the last polls took more than 0.05 s: totals may be behind" in capsys.readouterr().err
+        assert "the last poll took more than 0.05 s: totals may be behind" in capsys.readouterr().err
         monkeypatch.setattr("nstat_async._monitor.SNAPSHOT_SECONDS", 0.0)
         monkeypatch.setattr("nstat_async.ntstat._subscription.REPLY_TIMEOUT", 0.02)
         assert main(["snapshot", "--json"]) == 1

@@ -30,10 +30,8 @@ from ._progress import Progress
 THRESHOLDS = (5_000, 100, 100)
 """Thresholds of the garbage collector: new objects, young collections, middle-aged collections (``gc.set_threshold``)."""
 
-LAST_POLLS = 2.0
-"""Most seconds for the last polls."""
-ENDS = 0.3
-"""Seconds after which every end that was read is an event: a bit more than what `sockdiag` waits for the other end of a connection."""
+LAST_POLL = 2.0
+"""Most seconds for the last poll."""
 
 
 class Scope:
@@ -193,28 +191,13 @@ async def _watch_reader(pipe: int, scope: Scope) -> None:
 
 
 async def poll_to_the_end(monitor: Monitor, otherwise: str) -> None:
-    """After a command was stopped: poll until everything is an event that the kernel had, or say what may be missing.
+    """After a command was stopped: poll until everything is an event that had happened, or say what may be missing.
 
     Args:
         monitor: An open monitor.
         otherwise: What it means if this takes too long, or nothing answers.
     """
-    with contextlib.suppress(StreamEndedError), anyio.move_on_after(LAST_POLLS) as last:
-        await _poll_to_the_end(monitor)
+    with contextlib.suppress(StreamEndedError), anyio.move_on_after(LAST_POLL) as last:
+        await monitor.poll_now(ends=True)
     if last.cancelled_caught:
-        complain(f"the last polls took more than {LAST_POLLS:g} s: {otherwise}")
-
-
-async def _poll_to_the_end(monitor: Monitor) -> None:
-    """Poll, without a limit of time.
-
-    A poll says what is open. The ends of flows are read beside it, which may take longer where there are many.
-    """
-    await monitor.poll_now()
-    pauses = monitor.statistics().feed.get("wakes", -1)
-    while True:
-        await monitor.poll_now()
-        if monitor.statistics().feed.get("wakes", 0) > pauses:  # the pump pauses when it has read all
-            break
-    await anyio.sleep(ENDS)
-    await monitor.poll_now()
+        complain(f"the last poll took more than {LAST_POLL:g} s: {otherwise}")

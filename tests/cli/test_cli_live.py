@@ -13,15 +13,14 @@ import subprocess
 import threading
 import time
 
-import anyio
 import conversations
 import forked
 import pytest
 from replaying import failed_run
 from support import PYTHON, run, run_json
 
-from nstat_async import MonitorStatistics, NstatError
-from nstat_async._cli import _processes, _run, _workload
+from nstat_async import NstatError
+from nstat_async._cli import _processes, _workload
 from nstat_async.testing import EmulatedKernel
 
 KERNEL = "xnu-11417.121.6"
@@ -167,30 +166,6 @@ def test_processes_counts_what_ended_just_before_it_is_stopped(monkeypatch):
     row = json.loads(out)
     assert status == 0
     assert (row["open_flows"], row["flows"], row["rx_bytes"], row["tx_bytes"]) == (1, 41, 20_000, 20_000)
-
-
-def test_the_last_polls_go_on_until_all_is_read(monkeypatch):
-    monkeypatch.setattr(_run, "ENDS", 0.0)
-    kernel = Backlog([7, 7, 7, 8, 9])
-    anyio.run(_run._poll_to_the_end, kernel)
-    assert kernel.polls == 5
-    without_a_pump = Backlog([])
-    anyio.run(_run._poll_to_the_end, without_a_pump)
-    assert without_a_pump.polls == 3
-
-
-class Backlog:
-    """A monitor whose pump has paused so often after each poll."""
-
-    def __init__(self, pauses: list[int]) -> None:
-        self.pauses, self.polls = pauses, 0
-
-    async def poll_now(self) -> None:
-        await anyio.lowlevel.checkpoint()
-        self.polls += 1
-
-    def statistics(self) -> MonitorStatistics:
-        return MonitorStatistics(feed={"wakes": self.pauses[self.polls - 1]} if self.pauses else {}, buffers=())
 
 
 def test_processes_stopped_by_a_signal_still_prints_its_table(served):
