@@ -93,6 +93,7 @@ class EbpfSource:
 
         Raises:
             OSError: It cannot be opened.
+            UsageError: It is not a channel of eBPF programs.
         """
         assert self._ring is not None
         assert self._counters is not None

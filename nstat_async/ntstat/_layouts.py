@@ -292,7 +292,11 @@ class Layout:
 
 @functools.cache
 def layout(number: int) -> Layout:
-    """The layout with this number, which is compiled once, and immutable."""
+    """The layout with this number, which is compiled once, and immutable.
+
+    Raises:
+        KeyError: There is none.
+    """
     if not OLDEST <= number <= NEWEST:
         raise KeyError(f"no layout {number}")
     return Layout(number)

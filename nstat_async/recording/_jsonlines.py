@@ -71,7 +71,11 @@ class JsonLinesParser:
         return records
 
     def close(self) -> list[Record]:
-        """End of the file: the last line needs no line feed, but there must be a line."""
+        """End of the file: the last line needs no line feed.
+
+        Raises:
+            RecordingError: There was no line at all.
+        """
         line = bytes(self._partial)
         self._partial.clear()
         record = self._one(line) if line else None

@@ -130,7 +130,11 @@ class NativeParser(PiecewiseParser):
         self._started = False
 
     def close(self) -> list[Record]:
-        """End of the file: the rest is damage, which may hide records behind a wrong length."""
+        """End of the file: the rest is damage, which may hide records behind a wrong length.
+
+        Raises:
+            RecordingError: It ended within the file's header.
+        """
         if not self._started:
             raise RecordingError("the recording ends within its header", raw=bytes(self._buffer))
         rest = bytes(self._buffer)

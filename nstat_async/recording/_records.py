@@ -228,13 +228,21 @@ def dump_json(value: Any, what: str, limit: int) -> bytes:
 
 
 def check_length(data: bytes, what: str, limit: int) -> None:
-    """Refuse to write a record that no reader would take."""
+    """Refuse to write a record that no reader would take.
+
+    Raises:
+        UsageError: It is longer than `limit`.
+    """
     if len(data) > limit:
         raise UsageError(f"{what}: {len(data)} bytes; a recording takes {limit}")
 
 
 def check_stamp(time_ns: int, client: int) -> None:
-    """Refuse times and client numbers that a record has no room for."""
+    """Refuse times and client numbers that a record has no room for.
+
+    Raises:
+        UsageError: One of them does not fit.
+    """
     if not stamp_fits(time_ns, client):
         raise UsageError(
             f"time_ns {time_ns!r} or client {client!r}: not whole numbers of 64 bits signed, 32 bits unsigned"

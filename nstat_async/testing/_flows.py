@@ -367,7 +367,11 @@ class EmulatedFlow:
                 self._former_bits |= property_bits(self.kernel.release.version, self.interface)
 
     def listen(self, local: Address) -> EmulatedFlow:
-        """Become a TCP listener; raises the "listen" event."""
+        """Become a TCP listener; raises the "listen" event.
+
+        Raises:
+            UsageError: There is no address to listen at.
+        """
         with self.kernel.lock:
             bound = endpoint(local, "local")
             if bound is None:
