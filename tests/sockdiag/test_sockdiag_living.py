@@ -102,7 +102,7 @@ def totals(event) -> tuple[int | None, int | None]:
     ],
     ids=["v4", "v6", "v4-mapped"],
 )
-def test_a_polled_connection(live, family, address, target):
+def test_a_polled_connection_has_both_ends_its_process_exact_bytes_and_a_final_removal(live, family, address, target):
     """Both ends and the listener have addresses, direction, process, interface, exact bytes, and a final removal."""
     listener = listen(family, address)
     client, server = pair(listener, target and (target, port(listener)))
@@ -143,7 +143,7 @@ def port_of(event) -> int:
 
 
 @pytest.mark.parametrize("extras", [False, True])
-def test_details_are_the_kernels(extras):
+def test_details_are_what_the_kernel_says_of_the_socket(extras):
     """Linux-only samples are those that getsockopt(TCP_INFO) and the socket itself tell; buffer sizes are an extra."""
     with drive(extras=extras) as live:
         check_details(live, extras)
@@ -222,7 +222,7 @@ def test_final_bytes_are_exact_however_it_ends(live, way, polled):
 
 
 @pytest.mark.parametrize("polled", [True, False], ids=["polled", "between polls"])
-def test_reset_by_the_peer(live, polled):
+def test_a_client_that_was_reset_has_no_fin_among_its_bytes(live, polled):
     """A client that received data and then a reset has no FIN among its bytes."""
     listener = listen()
     client, server = pair(listener)
@@ -241,7 +241,7 @@ def test_reset_by_the_peer(live, polled):
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
-def test_a_server_whose_listener_was_never_seen(live, first):
+def test_a_server_whose_listener_was_never_seen_has_exact_bytes_and_no_wrong_direction(live, first):
     """Listener, both ends, all between two polls: final bytes are exact and the directions are not wrong."""
     listener = listen()
     client, server = pair(listener)
@@ -259,7 +259,7 @@ def test_a_server_whose_listener_was_never_seen(live, first):
     assert back.flow.direction is Direction.INBOUND
 
 
-def test_half_closed_for_long(live):
+def test_each_end_shows_its_state_while_half_closed_and_the_fin_is_not_payload(live):
     """Each end shows its state while half-closed; the byte of the FIN is not payload."""
     listener = listen()
     client, server = pair(listener)
@@ -280,7 +280,7 @@ def test_half_closed_for_long(live):
     assert totals(gone) == (20, 10)
 
 
-def test_reset_and_held(live):
+def test_a_reset_connection_whose_descriptor_is_open_is_closed_until_that_is_closed(live):
     """A connection reset by its peer, with the descriptor still open, becomes CLOSED and is removed when closed."""
     listener = listen()
     client, server = pair(listener)
@@ -299,8 +299,8 @@ def test_reset_and_held(live):
     listener.close()
 
 
-def test_aborted(live):
-    """An abort clears the kernel's counters: the last known ones stand, are not final, and the gap is told."""
+def test_the_last_known_counts_of_an_aborted_connection_stand_and_are_not_final(live):
+    """An abort clears the kernel's counters: the last known ones stand, are not final, and the gap is reported."""
     listener = listen()
     client, server = pair(listener)
     here = port(client)
@@ -317,7 +317,7 @@ def test_aborted(live):
     listener.close()
 
 
-def test_refused(live):
+def test_a_refused_attempt_is_added_and_removed_without_the_port(live):
     """A refused attempt is added and removed; the kernel keeps the address and forgets the port."""
     with listen() as listener:
         closed = port(listener)
@@ -334,7 +334,7 @@ def test_refused(live):
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
-def test_udp(live, family):
+def test_datagram_sockets_are_flows_without_counters_and_connecting_one_is_an_update(live, family):
     """UDP sockets, connected and not, are flows without counters; connecting one is an update."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     one, two = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
@@ -368,7 +368,7 @@ def dissolve(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("polled", [False, True], ids=["at once", "after polls"])
-def test_a_socket_that_connects_again(live, polled):
+def test_a_socket_that_connects_again_is_two_flows(live, polled):
     """Two connections of one socket are two flows: the first with what was known of it, the second with its own counts."""
     listener, other = listen(), listen()
     client, server = pair(listener)
@@ -396,7 +396,7 @@ def test_a_socket_that_connects_again(live, polled):
         sock.close()
 
 
-def test_a_socket_that_changes_its_family(live):
+def test_a_socket_that_changes_its_family_stays_one_flow(live):
     """IPV6_ADDRFORM makes an IPv4 socket of a v4-mapped one: the flow lives on, and ends once."""
     listener = listen()
     client = socket.socket(socket.AF_INET6)
@@ -454,7 +454,7 @@ def descriptors_allowed():
     return max(soft, wanted)
 
 
-def test_hundreds_at_once(live):
+def test_of_hundreds_of_sockets_at_once_each_is_seen_with_its_process_and_removed(live):
     """Six hundred sockets are all seen, with their process, and all removed, with nothing lost."""
     count = min(300, (descriptors_allowed() - 100) // 2)
     listener = listen()
@@ -474,7 +474,7 @@ def test_hundreds_at_once(live):
     listener.close()
 
 
-def test_churn_while_dumping(live):
+def test_while_connections_come_and_go_a_stable_one_stays_and_every_short_one_is_exact_or_says_that_it_is_not(live):
     """While connections come and go, a stable one is added once, never removed, and every short one is exact, or says that it is not."""
     listener = listen()
     stable, accepted = pair(listener)
@@ -530,7 +530,7 @@ def dropped(inode: int) -> int:
     return next(int(row[8]) for row in rows if row[9] == str(inode))
 
 
-def test_an_overrun_on_purpose(apart):
+def test_lost_removals_are_reported_and_repaired_by_a_dump(apart):
     """With a tiny buffer and nobody reading, goodbyes are lost, none of others: said so, repaired by a dump, and then all is well."""
     with drive(receive_buffer=4096) as live:
         live.poll()
@@ -578,7 +578,7 @@ def child(there: int, *, setup: list[str] | None = None) -> subprocess.Popen[str
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_process_that_exits(live):
+def test_the_flow_of_a_process_that_exits_keeps_naming_it(live):
     """Its flow is removed with final counts and keeps naming it."""
     listener = listen()
     process = child(port(listener))
@@ -593,7 +593,7 @@ def test_a_process_that_exits(live):
     listener.close()
 
 
-def test_capabilities_are_this_machines(live):
+def test_capabilities_say_what_is_open(live):
     """What is open says so."""
     told = live.core.capabilities
     assert told.final_counts
@@ -605,8 +605,8 @@ def test_capabilities_are_this_machines(live):
     assert told.processes in {Visibility.ALL, Visibility.SOME, Visibility.OWN}
 
 
-def test_a_recorded_conversation_replays(live):
-    """A passive session fed with a living kernel's conversation tells the same flows with the same final counts."""
+def test_who_follows_a_recorded_conversation_sees_the_same_flows_and_final_counts(live):
+    """A passive session that is fed with a living kernel's conversation reports the same flows with the same final counts."""
     listener = listen()
     client, server = pair(listener)
     exchange(client, server, 11, 22)
@@ -626,21 +626,21 @@ def test_a_recorded_conversation_replays(live):
     listener.close()
 
 
-def test_a_namespace_that_does_not_exist():
+def test_a_namespace_that_does_not_exist_is_an_error_with_its_path():
     """Opening fails with the reason and the path."""
     with pytest.raises(BackendUnavailableError, match="no-such-namespace") as caught:
         SockDiag("no-such-namespace").parts(MonitorOptions())
     assert caught.value.reason is UnavailableReason.MISSING
 
 
-def test_the_own_namespace_by_any_name():
+def test_the_own_namespace_has_no_label_by_whichever_name():
     """A path to the own namespace is the own namespace: no label, no privilege."""
     with drive(("/proc/self/ns/net",)) as live:
         live.poll()
         assert {e.flow.namespace for e in live.events if hasattr(e, "flow")} <= {None}
 
 
-def test_the_own_namespace_named_twice(live):
+def test_the_own_namespace_named_twice_is_watched_once(live):
     """Two names of one namespace are one namespace: every flow comes once."""
     with drive((os.getpid(), "/proc/self/ns/net", None)) as twice, listen() as listener:
         twice.poll()
@@ -683,7 +683,7 @@ def inside() -> subprocess.Popen[str]:
 
 @pytest.mark.privileged
 @privileged
-def test_another_namespace_and_its_end():
+def test_flows_of_another_namespace_say_so_and_end_with_it():
     """Several namespaces at once; the foreign flows say so, and end properly when their namespace vanishes."""
     process = inside()
     here = int(process.stdout.readline())
@@ -705,7 +705,7 @@ def test_another_namespace_and_its_end():
 
 @pytest.mark.privileged
 @privileged
-def test_another_namespace_named_twice():
+def test_another_namespace_named_twice_has_the_first_name():
     """What a namespace is, its device and inode say; the first name is shown, and no descriptor is left."""
     process = inside()
     here = int(process.stdout.readline())
@@ -721,7 +721,7 @@ def test_another_namespace_named_twice():
 
 @pytest.mark.privileged
 @privileged
-def test_unprivileged():
+def test_a_user_without_capabilities_sees_all_flows_and_the_processes_of_its_own():
     """A user without any capability sees all flows with exact final bytes, and the processes of the own user only."""
     script = f"""
 import os, socket, sys
