@@ -309,9 +309,9 @@ class Monitor:
         reported before is read, too, when this returns, unless a consumer with the policy ``block`` has no room.
 
         Args:
-            ends: Also wait until what ended just before the call is an event. On Linux an end waits, mostly for less than 0.1 s and for
-                1 s at most, for its process and for what the other end of the connection tells; on macOS none does. Where there are
-                many, it may take longer; after 5 s this returns in any case.
+            ends: Also wait until what ended just before the call is an event. On Linux this takes 0.4 s: the kernel may report an end
+                late (after 0.3 s it is not waited for), and an end waits for its process, and up to 0.3 s for what the other end of
+                the connection tells. Where there are many it may take longer, but not more than 6 s. On macOS no end is late.
 
         Raises:
             MonitorClosedError: The monitor is closed, or was closed before the kernel answered.

@@ -120,9 +120,8 @@ def test_each_poll_is_reported_with_a_serial_that_grows(make, loop):
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("make", SYSTEMS)
-def test_what_ended_when_it_is_called_with_ends_is_an_event_when_it_returns(make, loop, monkeypatch):
+def test_what_ended_when_it_is_called_with_ends_is_an_event_when_it_returns(make, loop):
     """Though the loop was blocked all the while, so that nothing of it was read."""
-    monkeypatch.setattr("nstat_async._io.pump.REPORTING_SECONDS", 0.3)  # on however busy a machine
     system = make()
     opened, ended = set(), set()
 

@@ -62,9 +62,9 @@ SUBSCRIBE_SECONDS = 2.0
 """How long opening waits at most for the kernel's answers; a real kernel answers within milliseconds."""
 SETTLED_SECONDS = 5.0
 """How long `settled` waits at most: a core holds ends back for a second at most, unless more comes than is read."""
-REPORTING_SECONDS = 0.05
-"""In which a kernel reports an end, where a core holds ends back. Linux leaves it to a worker thread of the kernel
-(``sock_diag_broadcast_destroy``), which may wait for the processor of this loop, or on a busy machine for others, some milliseconds."""
+REPORTING_SECONDS = 0.3
+"""How long a kernel may take to report an end, where a core holds ends back. Linux leaves it to a worker thread of the kernel
+(``sock_diag_broadcast_destroy``): mostly a millisecond, but with four busy processes on two processors up to half a second was seen."""
 CAPACITY = 1_048_576
 """Bytes that a channel may hold unread if it does not say how many."""
 BATCH = 16
