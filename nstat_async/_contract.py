@@ -66,6 +66,7 @@ class CloseChannel:
     """Close a channel; anything that it still has is ignored."""
 
     channel: int
+    """Its number."""
 
 
 @attrs.frozen
@@ -73,7 +74,9 @@ class Send:
     """Send one datagram."""
 
     channel: int
+    """Number of the channel."""
     data: bytes
+    """The datagram."""
 
 
 @attrs.frozen
@@ -84,6 +87,7 @@ class Lookup:
     """
 
     token: int
+    """Number of the question; its answer has the same."""
     request: Any
     """What is asked: a frozen value of the core's protocol."""
 

@@ -71,6 +71,7 @@ class Filter:
     """A condition on flows. Filters made with the functions of this module, and combinations of them, can be pickled."""
 
     predicate: Predicate = attrs.field(eq=False)
+    """The condition as a function of a `Flow`."""
     text: str
     """The condition in words, for messages and `repr`."""
     remake: Callable[[], Any] | None = attrs.field(default=None, eq=False, kw_only=True)

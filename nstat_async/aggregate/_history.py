@@ -33,21 +33,29 @@ class Usage:
     kind: str | None = None
     """``"group"`` for processes, else ``"unknown"``, ``"other"`` or ``"lost"``; `None` in a timeline."""
     name: str | None = None
+    """Name of the process, in an answer per name or process; `None` if it is not known."""
     source: str | None = None
+    """As `Row.source`, in an answer per name or process."""
     pid: int | None = None
     """Process id, in an answer per process."""
     unique_pid: int | None = None
+    """As `Process.unique_pid`, in an answer per process."""
     path: str | None = None
+    """Path of the executable, in an answer per process; `None` if it is not known."""
     uid: int | None = None
+    """Number of the user, in an answer per user or process; `None` if it is not known."""
     user: str | None = None
     """Name of the user, where the machine said it: in an answer per user or process."""
     process: Process | None = None
     """All that the file has about the process, in an answer per process."""
     cgroup: str | None = None
-    """As `Row.cgroup`, in an answer per process; so are `unit`, `container` and `pod`."""
+    """As `Row.cgroup`, in an answer per process."""
     unit: str | None = None
+    """As `Row.unit`, in an answer per unit or process."""
     container: str | None = None
+    """As `Row.container`, in an answer per container or process."""
     pod: str | None = None
+    """As `Row.pod`, in an answer per pod or process."""
     remote: str | None = None
     """Remote address, in an answer by remotes; `None` for flows without one, and for the sum of the smaller remotes."""
     outcome: Outcome | None = None
@@ -59,8 +67,11 @@ class Usage:
     rx_bytes: int
     """Bytes received. Rarely -1 in a timeline: a span takes back the byte of a FIN that an earlier span counted."""
     tx_bytes: int
+    """Bytes sent."""
     rx_packets: int
+    """Packets received."""
     tx_packets: int
+    """Packets sent."""
     begin: float
     """Start of the first bucket with traffic, seconds since the epoch."""
     end: float
@@ -77,9 +88,13 @@ class Gap:
     """A loss in a bucket."""
 
     start: float
+    """Start of the bucket, seconds since the epoch."""
     cause: str
+    """A value of `LossCause`."""
     events: int
+    """Reports of it."""
     count: int
+    """Flows or messages concerned, as far as the reports said."""
 
 
 def _seconds(name: str, value: Moment, default: float) -> float:

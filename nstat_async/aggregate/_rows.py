@@ -62,6 +62,7 @@ class Loss:
     """How often one kind of loss was reported."""
 
     cause: LossCause
+    """What made the gaps."""
     events: int
     """Reports of it."""
     count: int

@@ -293,6 +293,7 @@ class Share:
     """An open flow's part of its row; zeros if it was never counted."""
 
     flow: Flow
+    """The flow, as last reported."""
     is_counted: bool
     """False if no report of it had bytes: its zeros then mean "unknown"."""
     parts: int

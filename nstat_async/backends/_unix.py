@@ -29,6 +29,7 @@ class UnixSocket:
 
     name: ClassVar[str] = "unix"
     path: str = attrs.field(validator=_path)
+    """Path of the socket."""
     kernel: str = attrs.field(validator=check_kernel)
     """Its version string, e.g. ``"xnu-11417.121.6"``."""
     timebase: tuple[int, int] = attrs.field(default=(1, 1), validator=check_timebase)

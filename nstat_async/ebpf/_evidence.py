@@ -61,14 +61,19 @@ class Totals(NamedTuple):
     """The traffic of a socket since its beginning."""
 
     rx_bytes: int | None
+    """Payload received; `None` if nothing counts it."""
     tx_bytes: int | None
+    """Payload sent; `None` if nothing counts it."""
     rx_packets: int | None
     """Datagrams or segments; `None` if only calls were counted, which are not packets."""
     tx_packets: int | None
+    """As `rx_packets`."""
     retransmitted_bytes: int | None = None
     """TCP only."""
     retransmitted_segments: int | None = None
+    """TCP only."""
     smoothed_rtt_us: float | None = None
+    """TCP only, microseconds; `None` without a sample."""
 
 
 class Seen(NamedTuple):

@@ -39,7 +39,9 @@ class Loss:
     """Something was lost since the previous statistics."""
 
     kind: LossKind
+    """Where."""
     number: int
+    """How many; what is counted depends on the kind."""
 
     @property
     def repairs(self) -> frozenset[Operation]:

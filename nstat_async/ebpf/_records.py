@@ -243,17 +243,25 @@ class PeerRow(NamedTuple):
     """What an unconnected UDP socket exchanged with one address."""
 
     cookie: int
+    """The socket (``SO_COOKIE``)."""
     address: bytes
+    """The remote address, 16 bytes, of which IPv4 uses four."""
     port: int
     """Network order."""
     family: int
+    """``AF_INET`` or ``AF_INET6``, by the numbers of Linux."""
     tx_bytes: int
+    """Payload sent to it."""
     tx_packets: int
+    """Datagrams sent to it."""
     rx_bytes: int
+    """Payload received from it."""
     rx_packets: int
+    """Datagrams received from it."""
     last: int
     """Nanoseconds since boot of the last datagram."""
     ifindex: int
+    """Interface of the last datagram."""
 
 
 class ChangedRow(NamedTuple):

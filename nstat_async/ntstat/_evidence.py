@@ -22,8 +22,11 @@ class KnownFlow:
     provider: Provider
     """`Provider.TCP` or `Provider.UDP`, in the kernel."""
     local: Endpoint
+    """Its own end."""
     remote: Endpoint
+    """The other end."""
     state: TcpState | None
+    """TCP state; `None` for UDP."""
     rx_bytes: int
     """Payload received so far."""
     tx_bytes: int
@@ -35,8 +38,11 @@ class Evidence:
     """The known flows that are open now, all of one process."""
 
     flows: tuple[KnownFlow, ...]
+    """Each flow with its values."""
     pid: int
+    """Pid of the process."""
     uid: int
+    """User of the process."""
     interface_index: int | None
     """Index of the loopback interface; `None` if it is not known."""
     unique_pid: int | None = None
@@ -60,6 +66,7 @@ class FindPaths:
     """Look-up: the executables of these processes; answered by `PathsFound`."""
 
     pids: tuple[int, ...]
+    """Their pids."""
 
 
 @attrs.frozen
@@ -67,6 +74,7 @@ class PathsFound:
     """The executables of processes."""
 
     pids: tuple[int, ...]
+    """The pids of the request."""
     paths: tuple[str | None, ...]
     """Paths in the order of `pids`; `None` for a process that is gone, or may not be seen."""
 

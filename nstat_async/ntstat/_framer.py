@@ -36,9 +36,11 @@ class Defect:
     """Bytes of a datagram that are not a message."""
 
     reason: str
+    """What is wrong, for a person."""
     begin: int
     """Offset of the first byte concerned."""
     end: int
+    """Offset behind the last byte concerned."""
     harmless: bool = False
     """True for a tail that is shorter than a header."""
 

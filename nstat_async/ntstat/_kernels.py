@@ -80,6 +80,7 @@ class Release:
     first: Version
     """First version of the line."""
     layout: Layout
+    """Its wire layout."""
     darwin: Mapping[Version, Version] = attrs.field(default={}, kw_only=True)
     """Darwin releases of this line, each with its oldest version."""
     known: bool = attrs.field(default=True, kw_only=True)

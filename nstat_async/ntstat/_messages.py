@@ -238,7 +238,9 @@ class SourceDescription(_SourceMessage):
     PAYLOAD = "descriptor"
 
     event_flags: int = 0
+    """`EventFlag` bits of what it reports without having been asked; else 0."""
     provider: int = 0
+    """Provider number of this release."""
     descriptor: bytes = attrs.field(default=b"", repr=False)
     """The provider's descriptor, with whatever a newer kernel put behind it."""
 
@@ -252,6 +254,7 @@ class SourceCounts(_SourceMessage):
     FIELDS = ("srcref", "event_flags", "counts")
 
     event_flags: int = 0
+    """As in `SourceDescription`."""
     counts: bytes = attrs.field(default=b"", repr=False)
     """``nstat_counts``."""
 
@@ -266,9 +269,11 @@ class SourceUpdate(_SourceMessage):
     PAYLOAD = "descriptor"
 
     event_flags: int = 0
+    """As in `SourceDescription`."""
     counts: bytes = attrs.field(default=b"", repr=False)
     """``nstat_counts``."""
     provider: int = 0
+    """Provider number of this release."""
     descriptor: bytes = attrs.field(default=b"", repr=False)
     """The provider's descriptor, with whatever a newer kernel put behind it."""
 
@@ -296,6 +301,7 @@ class SourceExtendedUpdate(_WithItems, SourceUpdate):
     TYPE = MessageType.SRC_EXTENDED_UPDATE
 
     items: tuple[ExtensionItem, ...] = ()
+    """The items behind the descriptor."""
 
 
 @attrs.frozen(kw_only=True)
@@ -308,10 +314,13 @@ class SourceDetails(_SourceMessage):
     PAYLOAD = "descriptor"
 
     event_flags: int = 0
+    """As in `SourceDescription`."""
     detailed_counts: bytes = attrs.field(default=b"", repr=False)
     """``nstat_detailed_counts``."""
     provider: int = 0
+    """Provider number of this release."""
     descriptor: bytes = attrs.field(default=b"", repr=False)
+    """The provider's descriptor, with whatever a newer kernel put behind it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -321,6 +330,7 @@ class SourceExtendedDetails(_WithItems, SourceDetails):
     TYPE = MessageType.SRC_EXTENDED_DETAILS
 
     items: tuple[ExtensionItem, ...] = ()
+    """The items behind the descriptor."""
 
 
 @attrs.frozen(kw_only=True)
@@ -355,6 +365,7 @@ class AddSource(Message):
     PAYLOAD = "param"
 
     provider: int = 0
+    """Provider number of this release."""
     param: bytes = b""
     """``nstat_…_add_param`` of the provider."""
 
@@ -368,12 +379,15 @@ class AddAllSources(Message):
     FIELDS = ("filter", "events", "provider", "target_pid", "target_uuid")
 
     provider: int = 0
+    """Provider number of this release."""
     filter: int = 0
     """Filter bits (since xnu-3247)."""
     events: int = 0
     """`EventFlag` mask (since xnu-3789)."""
     target_pid: int = 0
+    """With a filter bit for one process: its pid; else 0."""
     target_uuid: bytes = b"\0" * 16
+    """With a filter bit for one executable: its UUID; else zeros."""
 
 
 @attrs.frozen(kw_only=True)
@@ -409,6 +423,7 @@ class SetFilter(_SourceMessage):
     FIELDS = ("srcref", "filter")
 
     filter: int = 0
+    """Bit 0: no reports of sources without bytes."""
 
 
 @attrs.frozen(kw_only=True)

@@ -69,6 +69,7 @@ class Record(NamedTuple):
     """Its number in the file, from 0, without `META` records; in JSON Lines the line's ``"i"`` if it has one.
     A `META` record has the number of the record after it."""
     kind: RecordKind
+    """What it is."""
     time_ns: int
     """Nanoseconds since the recording's zero (`RecordingInfo.started_ns`); in JSON Lines and ``.bin`` by the clock
     that the file was written with. A line without a time has the time of the line before."""

@@ -69,7 +69,9 @@ class ChannelOpened:
     """`Core.channel_opened`."""
 
     immediate: bool = True
+    """True if every answer is readable as soon as its request was sent."""
     receive_buffer: int | None = None
+    """Granted receive buffer in bytes; `None` if it is not known."""
     repeated: bool = False
     """True at the beginning of a later part: the channel was opened in an earlier one."""
 
@@ -84,6 +86,7 @@ class ChannelFailed:
     """`Core.channel_failed`."""
 
     errno: int
+    """The host's error number."""
 
 
 @attrs.frozen
@@ -106,6 +109,7 @@ class ClockSet:
     """`Core.epoch_offset` changed."""
 
     epoch_offset: float
+    """Its new value, seconds."""
 
 
 _INPUTS: dict[type, Callable[[Any, Any, int, float], Any]] = {

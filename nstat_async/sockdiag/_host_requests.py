@@ -20,6 +20,7 @@ class ProcessFacts:
     """What the host knows of a process."""
 
     pid: int
+    """Its pid, as this process's pid namespace has it."""
     start_ticks: int | None
     """Start, clock ticks since boot; with the pid it identifies the process. `None`: the process ended."""
     name: str | None
@@ -94,6 +95,7 @@ class LinkKindsRequest:
     namespace: int
     """Number of their network namespace."""
     names: tuple[str, ...]
+    """Names of the interfaces."""
 
 
 @attrs.frozen
@@ -101,6 +103,7 @@ class LinkKindsAnswer:
     """The kinds that the host knows."""
 
     namespace: int
+    """Number of their network namespace."""
     kinds: tuple[tuple[str, str], ...] = ()
     """Interface names with a word of `InterfaceKind`; unknown ones are absent."""
 
@@ -123,17 +126,23 @@ class TableRow:
     """A socket in a table of ``/proc/net``."""
 
     table: str
+    """Name of the table, as in the request."""
     inode: int
+    """Inode of the socket."""
     uid: int
+    """User who made the socket."""
     local: bytes = b""
     """Packed address; empty for a packet socket."""
     remote: bytes = b""
+    """Packed address of the peer, all zeros without one; empty for a packet socket."""
     port: int = 0
     """Local port or identifier; the protocol of a raw or packet socket."""
     remote_port: int = 0
+    """Port of the peer; 0 without one."""
     device: int = 0
     """Index of the interface that a packet socket is bound to."""
     state: int = int(SocketState.CLOSE)
+    """See `SocketState`."""
 
 
 @attrs.frozen
@@ -141,7 +150,9 @@ class SocketTablesAnswer:
     """The sockets in these tables."""
 
     namespace: int
+    """Number of the network namespace."""
     rows: tuple[TableRow, ...] = ()
+    """The sockets, in the order of the tables."""
     missing: tuple[str, ...] = ()
     """Tables that do not exist."""
     unread: bool = False
@@ -161,6 +172,7 @@ class TrafficRequest:
     """Ask for the kernel's counters of a whole namespace."""
 
     namespace: int
+    """Its number in the session."""
 
 
 @attrs.frozen
@@ -168,6 +180,7 @@ class TrafficAnswer:
     """The kernel's counters of a whole namespace."""
 
     namespace: int
+    """Its number in the session."""
     interfaces: tuple[tuple[str, int, int], ...] = ()
     """Name, wire bytes received and sent."""
     datagrams: tuple[int, int] | None = None
@@ -179,6 +192,7 @@ class ProcessesRequest:
     """Ask for the facts of these processes, by pid and start."""
 
     processes: tuple[tuple[int, int | None], ...]
+    """Pid and start (clock ticks since boot; `None`: not known) of each."""
     users: tuple[int, ...] = ()
     """Users whose names are not known yet."""
 
@@ -188,6 +202,7 @@ class ProcessesAnswer:
     """The facts of those processes that still exist."""
 
     processes: tuple[ProcessFacts, ...] = ()
+    """Their facts."""
     users: tuple[tuple[int, str], ...] = ()
     """Names of users."""
 
@@ -209,6 +224,7 @@ class FoundNamespace:
     number: int
     """Its number in the session, which no other namespace gets."""
     identity: NetworkNamespace
+    """Which one it is, and what people call it."""
     cookie: int | None = None
     """As records of eBPF programs have it (``SO_NETNS_COOKIE``); `None` before Linux 5.14."""
     entered: bool = True
@@ -220,6 +236,7 @@ class NamespacesAnswer:
     """The network namespaces that came and went."""
 
     found: tuple[FoundNamespace, ...] = ()
+    """Those that came, and can be watched from now on."""
     gone: tuple[int, ...] = ()
     """Numbers of namespaces that no process and no mount has any more."""
     closed: int = 0
@@ -249,6 +266,7 @@ class CgroupsRequest:
     """Ask for the paths of these cgroups (v2), by their numbers."""
 
     numbers: tuple[int, ...]
+    """The inodes of their directories."""
 
 
 @attrs.frozen
@@ -256,6 +274,7 @@ class CgroupFacts:
     """What the host knows of a cgroup."""
 
     number: int
+    """The inode of its directory."""
     path: str
     """Below the root of the hierarchy, as this process's cgroup namespace shows it."""
     container: str | None = None
@@ -269,6 +288,7 @@ class CgroupsAnswer:
     """What was found; the other numbers of the request are still unknown."""
 
     found: tuple[CgroupFacts, ...] = ()
+    """The cgroups of the request whose paths are known now."""
     gone: tuple[int, ...] = ()
     """Numbers of cgroups that do not exist (any more), or cannot be seen from here."""
     complete: bool = True
@@ -309,6 +329,7 @@ class AttachAnswer:
     """The answer holds for the rest of the run, so each part of a recording has it."""
 
     tier: Tier = Tier.NONE
+    """How much they can report."""
     reason: UnavailableReason | None = None
     """Why nothing, or not all, is attached; `None`: all is."""
     detail: str = ""

@@ -61,10 +61,15 @@ class Frame:
     """Where a message lies in its datagram."""
 
     offset: int
+    """Offset of its header in the datagram."""
     length: int
+    """Bytes of header and body, without padding."""
     type: int
+    """``nlmsg_type``."""
     flags: int
+    """``nlmsg_flags``."""
     sequence: int
+    """``nlmsg_seq``."""
 
     @property
     def body(self) -> int:
@@ -182,6 +187,7 @@ class DiagRequest:
     family: int
     """``AF_UNSPEC`` is a dump of TCP sockets of both families, by the older ``inet_diag_req``."""
     protocol: int
+    """``IPPROTO_TCP`` or another; a dump of both families is of TCP in any case."""
     extensions: int = 0
     """Bits of `extension_bits`."""
     states: int = 0xFFFFFFFF
@@ -189,7 +195,9 @@ class DiagRequest:
     socket_id: bytes = bytes(48)
     """For a look-up: ports, addresses, device and cookie, as in a reply."""
     dump: bool = True
+    """True: all sockets that match. False: the one with this `socket_id`."""
     sequence: int = 0
+    """``nlmsg_seq``, which the answers repeat."""
 
     def encode(self, sequence: int | None = None) -> bytes:
         """The message; a given sequence number replaces its own."""
@@ -223,10 +231,15 @@ class DiagMessage:
     """``inet_diag_msg`` with its attributes: a socket in a dump, a look-up or a removal."""
 
     family: int
+    """``AF_INET`` or ``AF_INET6``, by the numbers of Linux."""
     state: int
+    """See `SocketState`."""
     socket_id: bytes
+    """``inet_diag_sockid``: ports, addresses, device and cookie."""
     timer: int = 0
+    """The timer that runs (sock_diag(7)): 0 none, 1 retransmission, 2 keep-alive, 3 TIME_WAIT, 4 probe of a closed window."""
     retransmits: int = 0
+    """With timer 1, 2 or 4: the number of retransmissions or probes; otherwise 0."""
     expires: int = 0
     """Milliseconds until the timer fires."""
     receive_queue: int = 0
@@ -234,10 +247,15 @@ class DiagMessage:
     write_queue: int = 0
     """Sequence numbers that are not acknowledged yet; of a listener, its backlog."""
     uid: int = 0
+    """User who made the socket."""
     inode: int = 0
+    """Inode of the socket; 0 if no process has it."""
     attributes: Mapping[int, bytes] = attrs.field(factory=dict, hash=False)
+    """Values by type, see `DiagAttribute`."""
     sequence: int = 0
+    """``nlmsg_seq``: that of the request."""
     flags: int = 0
+    """``nlmsg_flags``."""
 
     @property
     def cookie(self) -> int:
@@ -286,8 +304,11 @@ class LinkMessage:
     """``ifinfomsg``: an interface."""
 
     index: int
+    """Its number."""
     hardware: int
+    """``ARPHRD_*``, see `HardwareType`."""
     name: str | None = None
+    """Its name; `None` if the message has none."""
     kind: str | None = None
     """The driver's kind of a software device (``IFLA_INFO_KIND``)."""
 
@@ -322,7 +343,9 @@ class AddressMessage:
     """``ifaddrmsg``: an address of an interface."""
 
     family: int
+    """``AF_INET`` or ``AF_INET6``, by the numbers of Linux."""
     index: int
+    """Number of the interface."""
     address: bytes | None
     """The local address, network order; `None` when the message has none."""
     prefix: int = 0

@@ -30,6 +30,7 @@ class ChannelPurpose:
     namespace: int
     """Number of the network namespace in the session."""
     role: Role
+    """What the socket is used for."""
     groups: tuple[int, ...] = ()
     """Multicast groups to join (``SKNLGRP_*``)."""
 

@@ -41,13 +41,19 @@ class EmulatedInterface:
     """A network interface of the emulated machine."""
 
     name: str = attrs.field(validator=checked(text))
+    """Its name, e.g. ``"en0"``."""
     index: int = attrs.field(validator=checked(whole, bits=16, least=1))
+    """Its number, from 1."""
     kind: InterfaceKind = attrs.field(validator=checked(one_of, tuple(InterfaceKind)))
+    """What it is; its properties follow from that."""
     expensive: bool = attrs.field(default=False, validator=checked(flag))
+    """Its traffic costs money (``IFNET_IS_EXPENSIVE`` in its properties)."""
     constrained: bool = attrs.field(default=False, validator=checked(flag))
+    """Traffic is to be saved (``IFNET_IS_CONSTRAINED`` in its properties)."""
     delegate: EmulatedInterface | None = attrs.field(default=None)
     """The interface that carries a tunnel's packets, if one is set."""
     description: str = attrs.field(default="", validator=checked(text))
+    """Its long name."""
     counts: dict[str, int] = attrs.field(factory=dict, validator=checked(instance, dict))
     """``nstat_rxpackets``, ``nstat_rxbytes``, ``nstat_txpackets``, ``nstat_txbytes``."""
     threshold: int = attrs.field(default=0, validator=checked(whole))
