@@ -72,14 +72,15 @@ TESTS = {
     "nstat_async/_io/likely.py": ("tests/sockdiag/test_sockdiag_likely.py",),
     "nstat_async/_io/pulse.py": (
         "tests/sockdiag/test_sockdiag_pulse_budget.py",
+        "tests/sockdiag/test_sockdiag_pulse_reports.py",
         "tests/sockdiag/test_sockdiag_pulse_thread.py",
     ),
     "nstat_async/_io/processes.py": ("tests/sockdiag/test_sockdiag_processes.py",),
-    "nstat_async/_io/reach.py": ("tests/sockdiag/test_sockdiag_pulse_budget.py",),
+    "nstat_async/_io/reach.py": ("tests/sockdiag/test_sockdiag_pulse_reports.py",),
     "nstat_async/_io/successors.py": ("tests/sockdiag/test_sockdiag_successors.py",),
-    "nstat_async/_io/outside.py": ("tests/sockdiag/test_sockdiag_outside.py",),
+    "nstat_async/_io/outside.py": ("tests/sockdiag/test_sockdiag_outside_search.py",),
     "nstat_async/_io/pipes.py": ("tests/test_pipes.py", "tests/test_record.py", "tests/test_replay.py"),
-    "nstat_async/_io/proctables.py": ("tests/sockdiag/test_sockdiag_outside.py",),
+    "nstat_async/_io/proctables.py": ("tests/sockdiag/test_sockdiag_proctables.py",),
     "nstat_async/_io/record.py": (
         "tests/test_recorded_core.py",
         "tests/test_record.py",
