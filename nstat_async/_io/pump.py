@@ -351,7 +351,7 @@ class KernelFeed:
             size = sum(map(len, batch))
             waiter.taken += size
             if batch or failure is not None:
-                waiter.maybe_readable = True  # a core that heard of either hears, too, when the channel is empty
+                waiter.maybe_readable = True  # a core that got either also gets that the channel is empty
             if batch:
                 core.receive_datagrams(batch, time.monotonic(), number)
             if failure is not None:
