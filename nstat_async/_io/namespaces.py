@@ -208,6 +208,8 @@ class NamespaceFinder:
         self._round: Iterator[None] | None = None
         self._met: dict[int, str] = {}
         """Inodes that the present round has met, with a file of each."""
+        self._pids: dict[int, int] = {}
+        """The first process that it has met in each."""
 
     def begin(self) -> None:
         """Start with our own namespace; the answer to the first request has the others.
@@ -249,7 +251,7 @@ class NamespaceFinder:
 
     def _look(self, until: float) -> NamespacesAnswer:
         if self._round is None:
-            self._met, self._hiding, self._showing, self._round = {}, 0, set(), self._walk()
+            self._met, self._pids, self._hiding, self._showing, self._round = {}, {}, 0, set(), self._walk()
             if self._wants_outside:
                 self.outside.begin_round()
         done = False
@@ -300,6 +302,7 @@ class NamespaceFinder:
                 if match is not None:
                     inode = int(match[1])
                     label = label_of(self._met.setdefault(inode, path))
+                    self._pids.setdefault(inode, pid)
                     if self._is_closed(inode) and self._is_shown(pid, label):
                         self._showing.add(inode)
             yield
@@ -333,6 +336,7 @@ class NamespaceFinder:
 
     def _open_new(self) -> Iterator[FoundNamespace]:
         self._full = False
+        before = self._closed | self._beyond
         for inode, path in self._met.items():
             if inode in self._numbers or inode in self._closed:
                 continue
@@ -343,6 +347,15 @@ class NamespaceFinder:
             found = self._open(inode, path)
             if found is not None:
                 yield found
+        if self._wants_outside:
+            self._meet_refused((self._closed | self._beyond) - before)
+
+    def _meet_refused(self, inodes: set[int]) -> None:
+        """Have namespaces watched from outside that just proved to be closed or too many: the next round is too late for a snapshot."""
+        for inode in inodes & self._pids.keys():
+            pid = self._pids[inode]
+            if self._is_shown(pid, label_of(self._met[inode])):
+                self._showing.add(inode)
 
     def _open(self, inode: int, path: str) -> FoundNamespace | None:
         try:

@@ -546,6 +546,27 @@ def test_the_number_of_namespaces_is_bounded_and_what_is_beyond_is_watched_when_
 
 @pytest.mark.linux
 @privileged
+def test_the_first_answer_has_also_those_beyond_the_limit_from_outside(monkeypatch):
+    """A snapshot gets no second one."""
+    monkeypatch.setattr("nstat_async._io.namespaces._mounted", list)
+    with listening("unshare", "-n") as (one, _), listening("unshare", "-n") as (other, _):
+        monkeypatch.setattr("nstat_async._io.namespaces.all_pids", lambda: sorted((one, other), reverse=True))
+        watched = Watched()
+        finder = NamespaceFinder(watched, most=2)
+        try:
+            finder.begin()
+            answer = finder.answer(NamespacesRequest(outside=True))
+            assert [each.entered for each in answer.found] == [True, False]
+            assert {each.identity.label for each in answer.found} == {f"pid:{one}", f"pid:{other}"}
+            assert (answer.beyond, answer.outside) == (0, 1)
+            again = finder.answer(NamespacesRequest(outside=True))
+            assert (again.found, again.gone) == ((), ())
+        finally:
+            watched.close()
+
+
+@pytest.mark.linux
+@privileged
 @pytest.mark.parametrize("where", ["_io.namespaces.os.open", "_io.namespaces.in_namespace"])
 def test_without_descriptors_those_are_what_is_missing(monkeypatch, where):
     """However many the limit allows, others may have them; with some more it goes on."""
