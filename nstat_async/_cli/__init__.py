@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -18,10 +19,12 @@ from types import FrameType
 
 _DONE, _FAILED, _USAGE = 0, 1, 2
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+_AGAIN = 0.01
+"""Seconds after which a signal is sent again whose exception was dropped: what dropped it is over then."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came while a command worked without an event loop."""
+    """SIGTERM or SIGHUP came while a command worked without an event loop; the argument is its number."""
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -42,8 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals_taken():
             return _main(argv)
-    except (KeyboardInterrupt, _Terminated):
+    except BaseException as error:
+        if not _is_an_end(error):
+            raise
         return _leave(_DONE)
+
+
+def _is_an_end(error: BaseException) -> bool:
+    """True if a signal ended the command. If it came while the event loop began, it is in the exception group of a task."""
+    if isinstance(error, (KeyboardInterrupt, _Terminated)):
+        return True
+    return any(map(_is_an_end, getattr(error, "exceptions", ())))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -98,18 +110,33 @@ def _main(argv: Sequence[str] | None) -> int:
 def _signals_taken() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the command like Ctrl-C; afterwards the caller's handlers are back."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        """Python drops what a handler raises in a finalizer or a callback, as imports have them: send the signal once more."""
+        error = dropped.exc_value
+        if not isinstance(error, (KeyboardInterrupt, _Terminated)):
+            hook(dropped)
+            return
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
+        timers.append(threading.Timer(_AGAIN, os.kill, (os.getpid(), number)))
+        timers[-1].start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    timers: list[threading.Timer] = []
     before = {number: signal.getsignal(number) for number in ending_signals()}
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     for number in before:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

@@ -10,6 +10,8 @@ import re
 import select
 import signal
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -383,6 +385,51 @@ class Owner:
         _command("history", tmp_path / "h.db"), capture_output=True, timeout=120, check=False, env=environment
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_whose_exception_is_dropped_ends_the_command_all_the_same(monkeypatch, number):
+    """In a finalizer, as in callbacks of weak references while modules are imported, Python drops what a handler raises."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def work(_arguments):
+        Finalized()
+        threading.Event().wait(5)  # it is interrupted
+        return 1
+
+    monkeypatch.setattr("nstat_async._cli._doctor.run", work)
+    hook, before = sys.unraisablehook, signal.signal(number, signal.SIG_DFL)  # the tests may run with it ignored
+    try:
+        assert run("doctor") == (0, "", "")
+    finally:
+        signal.signal(number, before)
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_that_are_dropped_are_told_as_before(monkeypatch):
+    class Finalized:
+        def __del__(self):
+            raise ValueError("odd")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(str(dropped.exc_value)))
+    monkeypatch.setattr("nstat_async._cli._doctor.run", lambda _arguments: Finalized() is None)
+    assert run("doctor") == (0, "", "")
+    assert told == ["odd"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_event_loop_begins_is_a_quiet_end(monkeypatch, number):
+    """The task that is to wait for signals has no handler yet."""
+    monkeypatch.setattr("nstat_async._cli._run.ending_signals", lambda: signal.raise_signal(number))
+    before = signal.signal(number, signal.SIG_DFL)  # as above
+    try:
+        assert run("watch", "--backend", "emulated") == (0, "", "")
+    finally:
+        signal.signal(number, before)
 
 
 def test_only_the_command_takes_signals_while_it_is_imported():
