@@ -87,15 +87,14 @@ def _answer(arguments: argparse.Namespace) -> int:
         else:
             found = history.usage(since, until, name=arguments.name, by=arguments.by)
         gaps = history.gaps(since, until)
-        if not found and not arguments.json:
+        if not found:
             complain(f"{arguments.file}: {_nothing(history, arguments)}")
     shown = found[: arguments.limit]
     output = Output()
     if arguments.json:
         asked = None if arguments.step is not None else {"user": "uid"}.get(arguments.by, arguments.by)
         output.lines(dump(_plain(usage, asked)) for usage in shown)
-        return 0
-    if shown:
+    elif shown:
         output.lines(_table(shown, "step" if arguments.step is not None else arguments.by, output.columns))
     if len(found) > len(shown):
         complain(f"{len(found) - len(shown)} more; --limit shows them")
@@ -109,6 +108,8 @@ def _nothing(history: History, arguments: argparse.Namespace) -> str:
     names = [usage.name or "" for usage in history.usage()]
     if arguments.name is not None and arguments.name not in names:
         return f"no process is named {arguments.name!r}{did_you_mean(arguments.name, names)}"
+    if arguments.by == "remote" and history.usage(arguments.since, arguments.until):
+        return "no remote addresses were kept (--remotes 0)"
     return "nothing was written in this time" if names else "nothing was written yet"
 
 

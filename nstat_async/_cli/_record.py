@@ -113,4 +113,8 @@ class _Tape:
             facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
             Output().line(dump({"v": 1, **facts}))
             return
-        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events, self.losses)}")
+        last = ""
+        with contextlib.suppress(OSError, IndexError):  # the directory cannot be listed, or is gone
+            if self.recording.rotates:
+                last = f"; the last part is {self.recording.parts()[-1][1].name}"
+        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events, self.losses)}{last}")

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from .. import backends
 from .._errors import RecordingError, UsageError
 from ._cells import bytes_text
+from ._formats import event_formatter
 from ._output import Output, can_draw, events_text, is_terminal
 from ._progress import Progress
 from ._source import check_input, monitor_options
@@ -25,8 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         NstatError: It is not a recording, or does not name its kernel.
         OSError: It cannot be read.
+        UsageError: Options contradict each other.
     """
     output = Output(quiet=arguments.quiet)
+    formatter = event_formatter(arguments, output)
     options = monitor_options(arguments)
     for path in arguments.file:
         check_input(path)
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         visible = can_draw(sys.stderr) and (arguments.quiet or not is_terminal(output.stream))
         progress = Progress(_describe(files, output)) if visible else None
         try:
-            return show_events(arguments, backend, options, output, progress)
+            return show_events(arguments, backend, options, output, formatter, progress)
         except UsageError as error:
             if arguments.kernel is not None:
                 raise

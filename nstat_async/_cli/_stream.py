@@ -9,7 +9,7 @@ from typing import Any
 from .. import Monitor
 from .._contract import Backend
 from .._events import EventsLost
-from ._formats import EventFormatter, event_formatter
+from ._formats import EventFormatter
 from ._limits import Limits
 from ._output import Output, complain, events_text
 from ._progress import Progress
@@ -22,10 +22,10 @@ def show_events(
     backend: Backend,
     options: Mapping[str, Any],
     output: Output,
+    formatter: EventFormatter,
     progress: Progress | None = None,
 ) -> int:
     """Print the events of a backend until they end or it is stopped."""
-    formatter = event_formatter(arguments, output)
     limits = Limits(recorded=is_recorded(arguments))
 
     async def work(scope: Scope) -> int:

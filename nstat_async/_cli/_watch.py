@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ._formats import event_formatter
 from ._output import Output
 from ._source import backend_of, monitor_options
 from ._stream import show_events
@@ -11,4 +12,6 @@ from ._stream import show_events
 
 def run(arguments: argparse.Namespace) -> int:
     """Stream events."""
-    return show_events(arguments, backend_of(arguments), monitor_options(arguments), Output(quiet=arguments.quiet))
+    output = Output(quiet=arguments.quiet)
+    formatter = event_formatter(arguments, output)
+    return show_events(arguments, backend_of(arguments), monitor_options(arguments), output, formatter)

@@ -15,6 +15,7 @@ from .._errors import UsageError
 _SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 _ENCODED = "in a password '/', '?' and '#' are %2F, %3F and %23"
 _EXAMPLE = "'nats://127.0.0.1:4222'"
+_BRACKETS = "'[' and ']' enclose an IPv6 address, as in 'nats://[::1]:4222' (in a password they are %5B and %5D)"
 
 
 def server_urls(value: Any) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ def _server_url(value: Any) -> str:
     url = value if "://" in value else f"nats://{value}"
     wrong = _what_is_wrong(url)
     if wrong is not None:
-        raise UsageError(f"servers: {without_password(url)!r} is not a URL such as {_EXAMPLE}: {wrong}")
+        raise UsageError(f"servers: {without_password(value)!r} is not a URL such as {_EXAMPLE}: {wrong}")
     return url
 
 
@@ -46,8 +47,11 @@ def _what_is_wrong(url: str) -> str | None:
         return f"a URL may not contain {odd!r}"
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError:  # its message may have a part of a password
+        return _BRACKETS
+    try:
+        port = parts.port
+    except ValueError:  # as above
         return f"what follows the host is not a port from 1 to 65535 ({_ENCODED})"
     if parts.scheme not in _SCHEMES:
         return f"it does not begin with one of {', '.join(sorted(_SCHEMES))}"

@@ -213,6 +213,8 @@ def connect(path: str | os.PathLike[str], *, write: bool, schema: Schema = SCHEM
             failure = error
         except sqlite3.Error as error:
             raise HistoryError(path, f"no history: {error}") from error
+        except OSError as error:
+            raise HistoryError(path, f"cannot be opened: the current directory: {error.strerror}") from error
     raise HistoryError(path, f"cannot be opened: {why_not_opened(path, failure, write=write)}") from failure
 
 

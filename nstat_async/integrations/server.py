@@ -43,6 +43,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from nstat_async import filters
+from nstat_async._checks import check_number
 from nstat_async._errors import UsageError
 from nstat_async._escape import dump
 
@@ -131,7 +132,9 @@ def _asked_for(hub: Hub, request: Request) -> tuple[View, int, Any]:
     query = request.query_params
     items = [item for item in query.multi_items() if item[0] not in _QUESTIONS]
     view = hub.view(query.get("group", "process"), items)
-    return view, min(_MAX_ROWS, max(0, _number(request, "n", 100))), query.get("by", "bytes")
+    number = _number(request, "n", 100)
+    check_number("n", number, whole=True, least=0)
+    return view, min(_MAX_ROWS, number), query.get("by", "bytes")
 
 
 def create_app(

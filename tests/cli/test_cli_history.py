@@ -58,10 +58,11 @@ def test_the_text_is_a_table_of_at_most_so_many_rows(written):
     assert out.splitlines()[0].split() == ["REMOTE", "FLOWS", "RX", "TX", "FROM", "UNTIL"]
     assert len(out.splitlines()) == 2
     assert "more; --limit shows them" in err
+    assert run("history", written, "--by", "remote", "--limit", "1", "--json")[2] == err, "what is left out is said"
 
 
 def test_a_span_of_time_leaves_out_what_is_not_in_it(written):
-    assert run_json("history", written, "--json", "--since", "1s") == []
+    assert run("history", written, "--json", "--since", "1s")[:2] == (0, "")
     everything = run_json("history", written, "--json", "--until", "1s")
     assert everything == run_json("history", written, "--json")
 
@@ -77,7 +78,8 @@ def test_remotes_beyond_the_limit_are_one_sum(recording, tmp_path):
 def test_without_remotes_there_is_no_answer_about_them(recording, tmp_path):
     path = str(tmp_path / "none.db")
     assert run("history", path, "--record", "--backend", recording, "--remotes", "0")[0] == 0
-    assert run_json("history", path, "--json", "--by", "remote") == []
+    says = f"nstat-async: {path}: no remote addresses were kept (--remotes 0)\n"
+    assert run("history", path, "--json", "--by", "remote") == (0, "", says)
 
 
 def test_the_same_file_written_twice_adds_up(written, recording):
@@ -117,9 +119,10 @@ def test_without_an_answer_it_says_why_instead_of_headings(written):
         (["--name", name[:-1]], f"no process is named {name[:-1]!r}; did you mean {name!r}?"),
         (["--since", "1s"], "nothing was written in this time"),
     ]:
-        status, out, err = run("history", written, *arguments)
-        assert (status, out) == (0, "")
-        assert err == f"nstat-async: {written}: {says}\n"
+        for form in ([], ["--json"]):
+            status, out, err = run("history", written, *arguments, *form)
+            assert (status, out) == (0, "")
+            assert err == f"nstat-async: {written}: {says}\n"
 
 
 def test_who_or_when_stands_before_the_numbers(written):
@@ -148,6 +151,15 @@ def test_an_empty_file_and_a_directory_are_called_so(tmp_path):
         f"nstat-async: error: {tmp_path}/empty.db: no history: it is empty\n",
     )
     assert run("history", tmp_path) == (1, "", f"nstat-async: error: {tmp_path}: cannot be opened: Is a directory\n")
+
+
+def test_a_path_in_a_directory_that_was_deleted_is_said_to_be_that(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    says = "nstat-async: error: h.db: cannot be opened: the current directory: No such file or directory\n"
+    assert run("history", "h.db", "--record", "--backend", "emulated") == (1, "", says)
 
 
 def _polls(kernel: EmulatedKernel) -> int:

@@ -130,7 +130,8 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
     assert status == 1
     assert "day.000001.nstat: not the part that follows" in err
     newest = parts()[-1]
-    stopped(recording("--keep", "1"), lambda: len(parts()) == 1)
+    _, err = stopped(recording("--keep", "1"), lambda: len(parts()) == 1)
+    assert f"; the last part is {parts()[0].name}\n".encode() in err
     assert parts()[0] > newest, "numbers go on"
 
 
