@@ -173,8 +173,11 @@ class ProgramEvidence:
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
         self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
         """Sockets whose end is reported already: the removal says nothing new."""
-        self._past: Memory[int, None] = Memory(MOST_REMEMBERED)
-        """Sockets that were removed, while their last record may still come: nothing begins a new flow of them."""
+        self._past: Memory[int, bytes] = Memory(MOST_REMEMBERED)
+        """Sockets that were removed, while their last record may still come: nothing begins a new flow of them.
+
+        With the identities of their last connections: a socket may have had several, each with a record of its end.
+        """
         self._unbound: Memory[int, Ended] = Memory(MOST_HELD)
         """Records of datagram sockets that ended unused: only the removal knows the address."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
@@ -380,14 +383,14 @@ class ProgramEvidence:
             if ended.final:
                 self._end_earlier(book, known, ended)
             return
-        past, waiting = cookie in self._past, self._take_removed(cookie)
-        if ended.final:  # otherwise the record, or the counts in the map, may still come
-            self._past.pop(cookie)
+        past, waiting = self._past.pop(cookie), self._take_removed(cookie)
+        if past is not None and not (ended.final and self._is_last(ended, past)):
+            self._past.add(cookie, past)  # the record of its last connection, or the counts in the map, may still come
         if waiting is not None:
             book.remember(waiting.entry)  # it may be an earlier one of several that had this port
             self._settle(waiting, ended)
             return
-        if past:
+        if past is not None:
             return
         entry = book.entries.get(cookie)
         if not ended.final:  # how it ended is not known: sock_diag will tell
@@ -409,6 +412,10 @@ class ProgramEvidence:
             self._recorded.add(cookie, half, self._output.now)
         else:
             self._end(half)
+
+    def _is_last(self, ended: Ended, identity: bytes) -> bool:
+        """True if this is the end of a removed socket's last connection, which has this identity."""
+        return protocol_of(ended.facts) != IPPROTO_TCP or same_connection(identity, self._row(ended.facts)[0][1])
 
     def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
         """True if this is the end of an earlier connection of the socket than the known one."""
@@ -462,11 +469,11 @@ class ProgramEvidence:
         """True if a socket was removed, so that a report about it is outdated."""
         return cookie in self._past
 
-    def note_removal(self, cookie: int, *, known: bool) -> bool:
+    def note_removal(self, cookie: int, identity: bytes, *, known: bool) -> bool:
         """Note that a socket was removed; True if its end is reported already, and the book does not have it (`known`)."""
         reported = (self._removal_due.pop(cookie) or cookie in self.own) and not known
         if (self.live or self.pulsing) and not reported:
-            self._past.add(cookie, None)
+            self._past.add(cookie, identity)
         return reported
 
     def removals_left(self, book: Book, *, some: bool) -> None:

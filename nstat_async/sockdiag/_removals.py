@@ -150,7 +150,7 @@ class RemovalSource(Source):
         info = info_of(message, form, pieces)
         entry = book.entries.get(pieces[2])
         known = entry is not None
-        if self._evidence.note_removal(pieces[2], known=known):
+        if self._evidence.note_removal(pieces[2], pieces[1], known=known):
             return
         if entry is None:
             if is_unused(message):

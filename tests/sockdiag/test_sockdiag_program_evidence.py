@@ -336,6 +336,26 @@ def test_a_connection_whose_socket_begins_another_ended_unseen():
     assert [e.flow.id for e in removals(kernel.events)] == ["c9", "c9.2"]
 
 
+def test_the_late_records_of_a_removed_socket_begin_no_flow_however_many_connections_it_had():
+    """The record of the first one's end is not its last: those of the next connection come behind it."""
+    kernel = started()
+    connect(kernel)
+    again = {"pid": 5, "local_port": 40001, "remote_port": 80 << 8}
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    kernel.run()
+    kernel.wait(6.0)  # no record comes, nor does an answer about the socket
+    kernel.wait(6.0)
+    ended = [event.flow.id for event in removals(kernel.events)]
+    assert ended == ["c9", "c9.2"]
+    kernel.ring(closed())
+    kernel.ring(record(Kind.OPENED, 9, time=10**9, **again))
+    kernel.wait(1.0)
+    kernel.ring(record(Kind.CLOSED, 9, time=2 * 10**9, **again))
+    kernel.wait(1.0)
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowAdded)] == ended
+    assert [event.flow.id for event in removals(kernel.events)] == ended
+
+
 def test_a_datagram_socket_that_dumps_have_is_there_whatever_the_map_lost():
     kernel = started()
     kernel.sockets[3] = FakeSocket(3, protocol=17, local_port=4000, remote=bytes(4), remote_port=0)
