@@ -127,7 +127,7 @@ _Key = tuple[Party, Party, int]
 _Sums = list[int]
 
 
-def _no_ends() -> Any:
+def _no_ends() -> Any:  # typed so that the annotations of the table can be looked up without the import
     from nstat_async.fleet._peers import Ends  # noqa: PLC0415  # few programs with tables need the modules of a fleet
 
     return Ends()

@@ -44,21 +44,26 @@ class Ends:
     """All flows of a fleet by their addresses."""
 
     _by_key: dict[Hashable, list[str]] = attrs.field(factory=dict, init=False)
-    _keys: dict[str, tuple[Hashable, Hashable]] = attrs.field(factory=dict, init=False)
+    _keys: dict[str, tuple[Hashable, Hashable, Flow]] = attrs.field(factory=dict, init=False)
+    """Keys of this end and of the other one, with the flow that they were made from."""
     _ended: dict[Hashable, tuple[float, Peer]] = attrs.field(factory=dict, init=False)
     """Flows that ended, by this end, the oldest first."""
 
     def put(self, flow: Flow) -> None:
         """Add a flow, or take over its changes."""
+        known = self._keys.get(flow.id)
+        if known is not None and known[2] is flow:  # as in most reports: only counts changed
+            return
         keys = _keys(flow)
-        if self._keys.get(flow.id) == keys:
+        if keys is not None and known is not None and known[:2] == keys:
+            self._keys[flow.id] = *keys, flow
             return
         self.remove(flow.id)
         if keys is not None:
             here = self._by_key.setdefault(keys[0], [])
             if len(here) < _MOST_AT_ONE_END:
                 here.append(flow.id)
-                self._keys[flow.id] = keys
+                self._keys[flow.id] = *keys, flow
 
     def remove(self, identity: str) -> None:
         """Remove a flow."""
