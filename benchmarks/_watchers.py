@@ -59,7 +59,7 @@ def library(ebpf="off"):
             reading = asyncio.create_task(read())
             await stopped.wait()
             await poll_to_the_end(monitor, "the last flows may be missing")
-            await asyncio.sleep(1.0)  # an end may wait for what is left of its socket, and for its other end
+            await asyncio.sleep(1.0)  # `read` takes what was delivered
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading

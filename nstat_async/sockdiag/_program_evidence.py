@@ -414,7 +414,10 @@ class ProgramEvidence:
             self._end(half)
 
     def _is_last(self, ended: Ended, identity: bytes) -> bool:
-        """True if this is the end of a removed socket's last connection, which has this identity."""
+        """True if this is the end of a removed socket's last connection, which has this identity.
+
+        Not the opposite of `_is_earlier`: a record without a local port may be of either, and proves neither.
+        """
         return protocol_of(ended.facts) != IPPROTO_TCP or same_connection(identity, self._row(ended.facts)[0][1])
 
     def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
