@@ -45,6 +45,11 @@ class Census:
 
     def __init__(self) -> None:
         self._tables: dict[int, _Table] = {}
+        """By process. The next two are kept in step with them: to add up all tables in each round took most of its time."""
+        self._first: dict[int, int] = {}
+        """Inodes of all sockets, and one process that holds each."""
+        self._several: dict[int, list[int]] = {}
+        """Inodes that several processes hold, with all of them."""
         self._round: Iterator[None] = iter(())
         self._shared: Shared | None = None
         self._sizes = bool(size_of(os.getpid()))
@@ -63,28 +68,25 @@ class Census:
         return None
 
     def place_of(self, inode: int, pid: int) -> int | None:
-        """The descriptor of a process's socket in the last complete round; `None` if it did not have the socket."""
+        """The descriptor of a process's socket when its table was last read; `None` if it did not have the socket."""
         table = self._tables.get(pid)
         return None if table is None else table.sockets.get(inode)
 
     def _count(self) -> Iterator[None]:
         """Do a round; each `yield` is a place where it may be interrupted."""
-        first: dict[int, int] = {}
-        several: dict[int, list[int]] = {}
-        tables: dict[int, _Table] = {}
-        for pid in all_pids():
-            yield from self._read(pid, tables)
-            for inode in tables[pid].sockets if pid in tables else ():
-                if first.setdefault(inode, pid) != pid:
-                    several.setdefault(inode, [first[inode]]).append(pid)
-            if len(first) > MOST_SOCKETS:
-                self._tables = {}
-                return
-        self._tables = tables
-        shared = []
-        for inode, pids in list(several.items())[:MOST_SHARED]:
+        pids = all_pids()
+        for pid in self._tables.keys() - pids:
             yield
-            holders = [pid for pid in pids if self._still_holds(inode, pid)]
+            self._replace(pid, None)
+        for pid in pids:
+            yield from self._read(pid)
+            if len(self._first) > MOST_SOCKETS:
+                self._tables, self._first, self._several = {}, {}, {}
+                return
+        shared = []
+        for inode, holding in list(self._several.items())[:MOST_SHARED]:
+            yield
+            holders = [pid for pid in tuple(holding) if self._still_holds(inode, pid)]
             if len(holders) > 1:
                 shared.append((inode, len(holders), _oldest(holders)))
         self._shared = tuple(shared)
@@ -93,18 +95,38 @@ class Census:
         """False if the descriptor is another file now: one was closed and one opened, so the count did not change."""
         table = self._tables.get(pid)
         if table is None or (table.rounds and not holds(inode, pid, table.sockets[inode])):
-            self._tables.pop(pid, None)
+            self._replace(pid, None)
             return False
         return True
 
-    def _read(self, pid: int, tables: dict[int, _Table]) -> Iterator[None]:
+    def _replace(self, pid: int, table: _Table | None) -> None:
+        """Take over the present table of a process; `None`: it is gone, or may not be read."""
+        known = self._tables.pop(pid, None)
+        before, now = (each.sockets.keys() if each else set[int]() for each in (known, table))
+        for inode in before - now:
+            holders = self._several.get(inode)
+            if holders is None:
+                del self._first[inode]
+                continue
+            holders.remove(pid)
+            self._first[inode] = holders[0]
+            if len(holders) == 1:
+                del self._several[inode]
+        for inode in now - before:
+            holder = self._first.setdefault(inode, pid)
+            if holder != pid:
+                self._several.setdefault(inode, [holder]).append(pid)
+        if table is not None:
+            self._tables[pid] = table
+
+    def _read(self, pid: int) -> Iterator[None]:
         yield
         known, size = self._tables.get(pid), size_of(pid)
         if size is None:
+            self._replace(pid, None)
             return
         if known is not None and self._sizes and known.size == size and known.rounds < READ_AGAIN:
             known.rounds += 1
-            tables[pid] = known
             return
         sockets = {}
         try:
@@ -114,8 +136,9 @@ class Census:
                 if not number % GLANCE:
                     yield
         except PermissionError:
-            return
-        tables[pid] = _Table(size, sockets)
+            self._replace(pid, None)
+        else:
+            self._replace(pid, _Table(size, sockets))
 
 
 def _oldest(pids: list[int]) -> tuple[int, ...]:

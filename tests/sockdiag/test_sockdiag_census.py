@@ -6,6 +6,8 @@ import math
 import types
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nstat_async._io import census as module
 from nstat_async._io.census import GLANCE, MOST_HOLDERS, READ_AGAIN, Census
@@ -189,3 +191,27 @@ def test_of_what_is_shared_so_many_are_reported(machine, monkeypatch):
     machine.fork(10, *range(100, 110))
     machine.fork(11, *range(100, 110))
     assert len(shared(Census(), machine)) == 3
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(st.integers(10, 14), st.none() | st.just("closed") | st.frozensets(st.integers(1, 6))),
+        max_size=6,
+    )
+)
+def test_after_any_changes_a_round_finds_what_a_first_one_would(machine, changes):
+    """Here each round reads all tables; a process comes, goes, is hidden, or has other sockets."""
+    machine.sized = False
+    machine.tables, machine.starts, machine.closed = {7: {0: 0}}, {}, set()
+    census = Census()
+    for change in changes:
+        for pid, inodes in change.items():
+            machine.closed.discard(pid)
+            machine.tables.pop(pid, None)
+            if inodes == "closed":
+                machine.fork(pid, 5)
+                machine.closed.add(pid)
+            elif inodes is not None:
+                machine.fork(pid, *inodes)
+        assert shared(census, machine) == shared(Census(), machine)
