@@ -76,7 +76,6 @@ class Census:
         """Do a round; each `yield` is a place where it may be interrupted."""
         pids = all_pids()
         for pid in self._tables.keys() - pids:
-            yield
             self._replace(pid, None)
         for pid in pids:
             yield from self._read(pid)
@@ -107,11 +106,11 @@ class Census:
             holders = self._several.get(inode)
             if holders is None:
                 del self._first[inode]
-                continue
-            holders.remove(pid)
-            self._first[inode] = holders[0]
-            if len(holders) == 1:
-                del self._several[inode]
+            else:
+                holders.remove(pid)
+                self._first[inode] = holders[0]
+                if len(holders) == 1:
+                    del self._several[inode]
         for inode in now - before:
             holder = self._first.setdefault(inode, pid)
             if holder != pid:
