@@ -15,7 +15,7 @@ from collections import Counter
 
 import _turns
 from _turns import Row
-from linux_common import HoldMeter, enter_namespace, generator
+from linux_common import HoldMeter, compiled, enter_namespace
 
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, Monitor
 
@@ -84,7 +84,7 @@ async def churn(program, connections, size):
 
 def measure(arguments):
     connections = arguments.connections or (200 if arguments.short else 50_000)
-    program = generator()
+    program = compiled()
     theirs = Row("to make a connection", units=connections)
     ours = Row("to report its two ends", of=theirs.name, units=connections)
     hold = Row("longest hold of the loop", "ms", units=1)

@@ -7,6 +7,7 @@ the machine's traffic is neither measured nor disturbed. Loopback only.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import shutil
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 _INSIDE = "NSTAT_BENCHMARK_NAMESPACE"
 HOLDER = """
@@ -101,14 +101,16 @@ class Holders:
             process.communicate()
 
 
-def generator() -> str:
-    """Path of the compiled traffic generator."""
+def compiled(source: str = GENERATOR) -> str:
+    """Path of a compiled C program; the traffic generator if no other is given. It is removed when this process ends."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         sys.exit("this benchmark needs a C compiler: Python cannot make connections quickly enough")
-    path = Path(tempfile.mkdtemp(prefix="nstat-bench-")) / "generator"
-    subprocess.run([compiler, "-O2", "-xc", "-", "-o", str(path)], input=GENERATOR, text=True, check=True)
-    return str(path)
+    directory = tempfile.mkdtemp(prefix="nstat-bench-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = f"{directory}/traffic"
+    subprocess.run([compiler, "-O2", "-xc", "-", "-o", path], input=source, text=True, check=True)
+    return path
 
 
 class HoldMeter:

@@ -23,12 +23,11 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from _turns import machine
-from linux_common import Holders, enter_namespace
+from linux_common import Holders, compiled, enter_namespace
 from linux_look import dumps
 
 from nstat_async import Monitor
@@ -42,12 +41,6 @@ START = 12
 """Polls of a monitor that are not measured."""
 POLL = 0.5
 """Seconds between two lists of counts."""
-
-
-def compiled() -> str:
-    path = Path(tempfile.mkdtemp(prefix="nstat-bench-")) / "traffic"
-    subprocess.run(["cc", "-O2", "-o", str(path), str(TRAFFIC)], check=True)
-    return str(path)
 
 
 class Reader:
@@ -199,7 +192,7 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("this benchmark needs root")
     enter_namespace()
-    traffic = compiled()
+    traffic = compiled(TRAFFIC.read_text())
     connections, datagrams = int(10_000 * arguments.seconds), int(100_000 * arguments.seconds)
     results = {
         "reader": [
