@@ -53,7 +53,7 @@ class Client(Listener):
     def begin(self, now: float, time: float) -> None:
         """Set the time of the next input; `time` is the wall clock's."""
         self.now = now
-        self.table.begin(time)
+        self.table.begin(now, time)
 
     def statistics(self) -> dict[str, int]:
         """Counters for people, by name."""

@@ -140,8 +140,8 @@ class Follower(Client):
 
     def _subscribing(self, message: AddAllSources) -> None:
         table = self.table
-        if table.subscribed_ns is None:
-            table.subscribed_ns = table.time_ns
+        if table.subscribed is None:
+            table.subscribed = table.moment
             self._polled = False
         table.phase = Phase.LISTING
         terms = _terms_of(self.kernel, message.filter)
@@ -192,7 +192,7 @@ class Follower(Client):
 
     def _listed(self) -> None:
         """The list of a provider's sources is over."""
-        begun = self.table.subscribed_ns is not None
+        begun = self.table.subscribed is not None
         self.table.phase = Phase.BASELINE if begun and not self._polled else Phase.LIVE
 
     def answered(self, context: int, ref: int) -> None:  # noqa: ARG002

@@ -91,8 +91,10 @@ class SourceTable:
         self.time = 0.0
         """Wall clock of the present datagram, seconds."""
         self.time_ns = 0
-        self.subscribed_ns: int | None = None
-        """Wall clock of the subscription: earlier flows are pre-existing."""
+        self.now = 0.0
+        """Monotonic time of the present datagram, seconds."""
+        self.subscribed: tuple[int, int] | None = None
+        """`moment` of the subscription: earlier flows are pre-existing."""
         self.poll_serial = 0
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
@@ -123,10 +125,16 @@ class SourceTable:
 
     # --- entry points: one per message ------------------------------------
 
-    def begin(self, time: float) -> None:
-        """Set the wall-clock time at which the next datagrams arrived."""
+    def begin(self, now: float, time: float) -> None:
+        """Set the monotonic and the wall-clock time at which the next datagrams arrived."""
+        self.now = now
         self.time = time
         self.time_ns = int(time * 1e9)
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Monotonic and wall-clock time of the present datagram, nanoseconds."""
+        return round(self.now * 1e9), self.time_ns
 
     def add(self, ref: int, provider_id: int, *, requested: bool) -> None:
         """SRC_ADDED."""
@@ -274,12 +282,13 @@ class SourceTable:
         self.prefix = prefix
         self.references = References()
         self.given_up.clear()
-        self.subscribed_ns = None
+        self.subscribed = None
 
     def continue_from(self, old: SourceTable) -> None:
         """Take over from another table: report from now on, and continue its counters."""
         self.emit, self.meter = old.emit, old.meter
-        old.begin(self.time)
+        self.subscribed = old.subscribed
+        old.begin(self.now, self.time)
         self.statistics["flows_added"] = self.statistics["flows_removed"] = 0
         for name, value in old.statistics.items():
             self.statistics[name] += value
@@ -473,10 +482,20 @@ class SourceTable:
         if self.own and flow.process is not None and (flow.process.pid, flow.local) in self.own:
             self.hide(source)
             return
-        if self.subscribed_ns is not None and flow.started_ns is not None and source.announced_ns is None:
-            source.preexisting = flow.started_ns < self.subscribed_ns
+        if self.subscribed is not None and flow.started_ns is not None and source.announced_ns is None:
+            source.preexisting = self.is_preexisting(flow)
         if not self.awaited or not self.recognise(source):
             self.announce_added(source)
+
+    def is_preexisting(self, flow: Flow) -> bool:
+        """True if a flow of which a report came just now is known to be older than the subscription.
+
+        Both clocks must say so: the wall clock may have been stepped since, and the monotonic one stands still while a Mac sleeps.
+        """
+        if self.subscribed is None or flow.started_ns is None:
+            return False
+        age = self.time_ns - flow.started_ns
+        return all(now - age < subscribed for now, subscribed in zip(self.moment, self.subscribed, strict=True))
 
     def hide(self, source: Source) -> None:
         """Report nothing more about a source; `Decoder.observer` still sees it."""

@@ -177,7 +177,7 @@ class Subscription(Client):
         room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4
         self._singles_at_once = max(1, min(MAX_SINGLES, room // SINGLE_REPLY))
         self.has_small_buffer = receive_buffer is not None and receive_buffer < AMPLE_BUFFER
-        self.table.subscribed_ns = self.table.time_ns
+        self.table.subscribed = self.table.moment
         self._enter(TRANSITIONS[self.state][Trigger.OPENED])
         self.proceed()
 
@@ -569,8 +569,9 @@ class Subscription(Client):
         self._statistics["replies_lost"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
-            if not self.table.terms.suppressed:
-                self.report_gap(None)  # whether the kernel listed everything is in the lost answer
+            self.report_gap(
+                None
+            )  # whether the kernel watches the provider, and listed everything, is in the lost answer
             return
         del self._in_flight[request.context]
         if request.purpose in SINGLE:

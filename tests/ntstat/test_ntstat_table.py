@@ -36,7 +36,7 @@ class Table:
         self.events: list = []
         self.table.emit = self.events.append
         self.table.terms = attrs.evolve(TERMS, **terms)
-        self.table.begin(1000.0)
+        self.table.begin(1000.0, 1000.0)
 
     def update(self, ref: int = 1, rx: int = 10, *, flags: int = 0, provider: int = 2, **fields: object) -> None:
         """SRC_UPDATE."""
@@ -137,14 +137,14 @@ def test_another_control_socket_of_the_client_begins_with_nothing_but_its_counts
     play.update(5), play.update(6)
     play.table.given_up |= {6, 99}
     play.table.hide(play.table.sources[6])
-    play.table.subscribed_ns = 5
+    play.table.subscribed = (5, 5)
     play.taken()
     play.table.restart("2.")
     assert [(e.flow.id, e.reason) for e in play.taken() if isinstance(e, FlowRemoved)] == [
         ("1.5", RemovalReason.MONITOR)
     ]
     left = play.table
-    assert (left.sources, left.given_up, left.hidden, left.subscribed_ns, left.references.top) == (
+    assert (left.sources, left.given_up, left.hidden, left.subscribed, left.references.top) == (
         {},
         set(),
         set(),
@@ -159,7 +159,7 @@ def test_a_table_that_takes_over_reports_and_counts_on_and_the_old_one_reports_t
     old, new = Table(), Table()
     old.update(1), old.update(2)
     new.update(1), new.update(2)
-    new.table.begin(2000.0)
+    new.table.begin(2000.0, 2000.0)
     old.taken(), new.taken()
     new.table.continue_from(old.table)
     new.update(3)
@@ -257,7 +257,7 @@ def test_an_end_without_final_counts_is_a_loss_of_one_unless_the_monitor_left():
 
 def test_a_flow_began_before_the_subscription_or_with_it():
     play = Table()
-    play.table.subscribed_ns = 997_000_000_000
+    play.table.subscribed = (997_000_000_000, 997_000_000_000)
     for ref, age in ((1, 4), (2, 3), (3, 2)):
         play.update(ref, start_timestamp=10**10, timestamp=10**10 + age * 10**9)
     play.table.add(4, 2, requested=False)
@@ -271,6 +271,27 @@ def test_a_flow_began_before_the_subscription_or_with_it():
         (True, None),
         (False, 1_000_000_000_000),
     ]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "age", "preexisting"),
+    [
+        (0, 9, False),
+        (0, 11, True),
+        (-3600, 9, False),
+        (-3600, 11, True),
+        (3600, 9, False),
+        (3600, 11, False),  # a sleep of the machine may explain that, which the monotonic clock does not count
+        (3600, 3700, True),
+    ],
+)
+def test_a_flow_is_older_than_the_subscription_if_both_clocks_say_so(ahead, age, preexisting):
+    """The wall clock was stepped since then, ten seconds ago, or the machine slept."""
+    play = Table()
+    play.table.subscribed = play.table.moment
+    play.table.begin(1010.0, 1010.0 + ahead)
+    play.update(1, start_timestamp=10**13, timestamp=10**13 + age * 10**9)
+    assert [event.preexisting for event in play.taken()] == [preexisting]
 
 
 def test_a_creation_time_is_kept_for_recognising_the_socket():
