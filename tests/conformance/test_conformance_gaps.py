@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from virtual import VirtualMonitor
+from virtual import VirtualMonitor, compare
 
-from nstat_async import EventsLost, LossCause, PollCompleted
+from nstat_async import EventsLost, FlowAdded, LossCause, PollCompleted, Provider
+from nstat_async.ntstat import DarwinErrno
 from nstat_async.testing import EmulatedKernel
+from nstat_async.testing._client import EmulatedClient
 
 OLD = ["xnu-1699.32.7", "xnu-2050.48.11", "xnu-2422.115.4", "xnu-2782.40.9"]
 REMOTE = "192.0.2.2"
@@ -129,3 +131,34 @@ def test_a_look_at_a_socket_that_could_not_be_polled_in_full_finds_nothing_misse
     monitor.poll()
     assert count(monitor) == 2
     assert polls(story)[-1]
+
+
+@pytest.mark.parametrize("name", ["xnu-3248.60.11", "xnu-8020.140.41", "xnu-11417.121.6"])
+def test_no_poll_is_complete_after_a_subscription_without_an_answer_until_another_control_socket_has_one(
+    name, monkeypatch
+):
+    """The kernel may not watch that provider, and the polls lack its flows. The other socket's flows are as old as they are."""
+    kernel = EmulatedKernel(name)
+    kernel.open_tcp(remote=(REMOTE, 1), rx=5)
+    kernel.open_udp(remote=(REMOTE, 2), rx=6)
+    kernel.advance(1.0)
+    requests, send = [], EmulatedClient.send
+
+    def refusing(client, data):
+        requests.append(data)
+        if len(requests) == 1:
+            raise OSError(DarwinErrno.ENOBUFS, "no buffer space")
+        return send(client, data)
+
+    monkeypatch.setattr(EmulatedClient, "send", refusing)
+    monitor = VirtualMonitor(kernel, interval=1.0)
+    picture = monitor.picture
+    assert (picture.polls, picture.complete_polls, len(picture.flows)) == (1, 0, 1)
+    assert [loss.cause for loss in picture.losses] == [LossCause.KERNEL_BUFFER, LossCause.ANNOUNCEMENT]
+    story = []
+    monitor.add_sink(story.extend)
+    monitor.run(1.5)
+    compare(kernel, picture.flows.values(), providers={Provider.TCP, Provider.UDP})
+    assert picture.last_poll.complete
+    (added,) = (event for event in story if isinstance(event, FlowAdded))
+    assert added.preexisting is (added.flow.started_ns is not None)  # 10.11 does not tell when it began
