@@ -17,7 +17,7 @@ _INVISIBLE = re.compile(
 """Invisible letters and marks, and variation selectors, to which terminals give different widths."""
 _LONE = re.compile("[\ud800-\udfff]")
 """In a text of Python a surrogate is always a lone one: a byte of a name that is no UTF-8."""
-_LONE_IN_JSON = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud...)|.)")
+_LONE_IN_JSON = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(ud[89a-f]..)|.)")
 """What is escaped in JSON, pairs of surrogates as a whole; the group is a lone one."""
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 

@@ -76,6 +76,14 @@ def test_what_is_no_unicode_in_a_name_is_a_replacement_character_that_every_read
         assert line.isascii()
 
 
+def test_every_character_of_unicode_is_read_as_it_was():
+    """Also those next to the surrogates: U+D000 to U+D7FF are letters of Hangul, for the most part."""
+    name = "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x10100), 0x10FFFF)))
+    event = FlowAdded(1.0, attrs.evolve(FLOW, process=Process(7, name)), None, preexisting=False)
+    for line in (json.dumps(event), json.JsonFormatter()(event)):
+        assert standard.loads(line)["flow"]["process"]["name"] == name
+
+
 @settings(deadline=None, max_examples=examples(100))
 @given(st.text(st.characters()))
 def test_any_name_is_written_so_that_every_encoding_can_write_what_is_read(name):
