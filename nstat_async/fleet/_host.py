@@ -12,7 +12,7 @@ from ..json import JsonReader
 from ._messages import Facts, Header
 
 _RETIRED = 8
-"""How many earlier runs of a publisher are remembered, to recognize late messages of theirs."""
+"""How many earlier runs of a publisher are remembered, to recognize messages of theirs."""
 _SAMPLES = 10
 _CLOCK_SLACK = 2.0
 """Seconds that a clock may differ, or that a message may take, before times are corrected."""
@@ -58,22 +58,25 @@ class HostView:
     """The flows of a complete state so far; `None`: no state is being received."""
     full: bool = False
     """True once the machine reported more flows than are kept."""
-    retired: deque[str] = attrs.field(factory=lambda: deque(maxlen=_RETIRED))
+    retired: dict[str, int] = attrs.field(factory=dict)
+    """Earlier runs of its publisher, and the number of the next message of each."""
     quarrel: bool = False
-    """True once two runs published at the same time."""
+    """True once an earlier run published beside this one."""
     read: JsonReader = attrs.field(init=False)
     _offsets: deque[float] = attrs.field(factory=lambda: deque(maxlen=_SAMPLES))
     reported_offset: float | None = None
     """The clock's offset as it was last reported."""
 
     def __attrs_post_init__(self) -> None:
-        self.begin(self.incarnation)
+        self.read = JsonReader(self._own, deltas=False)
 
     def begin(self, incarnation: str) -> None:
-        """Start with another run of the publisher: nothing of the run before is valid."""
-        if incarnation != self.incarnation:
-            self.retired.append(self.incarnation)
-        self.incarnation, self.seq, self.live, self.exact = incarnation, 0, False, True
+        """Start with another run of the publisher, or again with an earlier one: nothing of the run before is valid."""
+        self.retired[self.incarnation] = self.seq
+        self.incarnation, self.seq = incarnation, self.retired.pop(incarnation, 0)
+        if len(self.retired) > _RETIRED:
+            del self.retired[next(iter(self.retired))]
+        self.live, self.exact, self.quarrel = False, True, False
         self.gathered, self.full = None, False
         self.read = JsonReader(self._own, deltas=False)
 

@@ -242,7 +242,8 @@ class Incoming:
         view = self._views.get(host)
         if view is None:
             return self._meet(host, header, delivery, now) if self._has_room(host, delivery) else None
-        if header.incarnation in view.retired:
+        due = view.retired.get(header.incarnation)
+        if due is not None and (view.state is HostState.PRESENT or header.last or header.seq < due):
             self._late_run(view, delivery)
             return None
         if header.incarnation != view.incarnation:
@@ -297,11 +298,15 @@ class Incoming:
             self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, 1, detail)
 
     def _next_run(self, view: HostView, header: Header, delivery: Delivery, now: float) -> Iterator[None]:
-        """Start with the publisher's next run: what the machine did in between is unknown."""
-        left = view.state is HostState.LEFT
+        """Start with the publisher's next run, or again with an earlier one: what the machine did in between is unknown."""
+        left, again = view.state is HostState.LEFT, header.incarnation in view.retired
         yield from self._intake.drop_flows(view, delivery.stored)
         view.begin(header.incarnation)
         self._introduce(view, header, delivery, now)
+        if again:
+            detail = "the publisher that started last is gone, and an earlier one still publishes: its flows are unknown until its next complete state"
+            self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, None, detail)
+            return
         if not left:
             detail = "its publisher started again without having stopped in order: what happened in between is unknown"
             self._report.lost(view.host, LossCause.RESYNC, delivery.stored, None, detail)

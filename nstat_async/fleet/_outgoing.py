@@ -138,9 +138,9 @@ class Outgoing:
         return self._message(now, [], part=0, last=True)
 
     def _taken(self) -> list[str]:
-        """Lines for one message; the newest poll comes after what it completed."""
-        size, taken = 0, []
-        while self._lines and size + len(self._lines[0]) < self.most_bytes:
+        """Lines for one message, at least one: a line that was made for a larger message must not wait for ever."""
+        size, taken = 0, list[str]()
+        while self._lines and (not taken or size + len(self._lines[0]) < self.most_bytes):
             line = self._lines.popleft()
             size += len(line) + 1
             taken.append(line)

@@ -236,6 +236,67 @@ def test_two_publishers_of_one_name_are_reported_and_the_later_one_is_believed()
     assert {flow.id.split("/")[1] for flow, _ in reader.core.flows()} == {"ffffffff"}
 
 
+@pytest.mark.parametrize("stops", [True, False], ids=["stops", "falls silent"])
+def test_an_earlier_publisher_of_the_same_name_is_believed_again_when_the_later_one_is_gone(stops):
+    stream, first, second = Stream(), Machine("web"), Machine("web", 1)
+    second.outgoing = Outgoing("web", "ffffffff")
+    lived(first, stream, 3)
+    early = list(stream.deliveries)
+    lived(second, stream, 3)
+    lived(first, stream, 3)
+    if stops:
+        lived(second, stream, 1, stop=True)
+    reader = Reader().begin().read(stream.deliveries, now=100.0)
+    if not stops:
+        reader.core.handle_deadline(132.0, WALL)
+        reader.look()
+    assert reader.of(HostUpdated)[-1].state is not HostState.PRESENT
+    read = len(stream.deliveries)
+    lived(first, stream, 3)
+    reader.read(early).read(stream.deliveries[read:], now=140.0)
+    assert reader.of(HostUpdated)[-1].state is HostState.PRESENT
+    assert [loss.cause for loss in reader.losses[2:]] == [LossCause.TRANSPORT]
+    assert "earlier one still publishes" in reader.losses[-1].detail
+    assert not list(reader.core.flows())
+    # Its next complete state: from then on its flows are known, and what moves counts once.
+    first.time += 700.0
+    for message in first.messages():
+        stream.add(message, first)
+    reader.read(stream.deliveries[read:], now=140.0)
+    assert {flow.id for flow, _ in reader.core.flows()} == {f"web/{first.run}/{identity}" for identity in first.open}
+    before, table, read = dict(first.truth), dict(reader.totals), len(stream.deliveries)
+    lived(first, stream, 5)
+    reader.read(early).read(stream.deliveries[read:], now=140.0)
+    for pid, total in first.truth.items():
+        assert reader.totals.get(("web", pid), 0) - table.get(("web", pid), 0) == total - before.get(pid, 0)
+    # The later one comes back: that they are two is said again.
+    losses = len(reader.losses)
+    lived(second, stream, 1)
+    reader.read(stream.deliveries[-1:], now=140.0)
+    assert "two publishers" in reader.losses[losses].detail
+
+
+def test_a_machine_whose_last_state_alone_was_looked_up_has_lost_no_message_when_it_continues():
+    stream = Stream()
+    machine = lived(Machine("old"), stream, 5)
+    reader = Reader()
+    reader.core.remember(stream.deliveries[-1], 0.0)
+    lived(machine, stream, 1)
+    reader.begin().read(stream.deliveries[-1:])
+    assert reader.core.statistics()["lost_messages"] == 0
+
+
+@pytest.mark.parametrize("most_bytes", [-10, 100])
+def test_each_message_takes_a_line_along_however_small_the_server_wants_messages(most_bytes):
+    machine = Machine("web", most_bytes=most_bytes)
+    machine.messages()
+    machine.outgoing.feed([machine.begin(), machine.begin()])
+    sent = []
+    while machine.outgoing.waiting and len(sent) < 10:
+        sent += filter(None, [machine.outgoing.next_message(1.0)])
+    assert [message.events for message in sent] == [1, 1]
+
+
 # --- silence ---------------------------------------------------------------------------------
 
 
