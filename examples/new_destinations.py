@@ -6,7 +6,7 @@ While the baseline is new, destinations are only learned: for an hour of the eve
 The baseline is JSON, ``{"curl": ["198.51.100.0/24 443", …], …}``: read it, edit it, delete what should be reported again.
 """
 
-import contextlib
+import asyncio
 import ipaddress
 import json
 import signal
@@ -79,13 +79,14 @@ async def main(
 
 
 async def until_stopped() -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
-    recording = backends.Replay(sys.argv[2]) if len(sys.argv) > 2 else None
-    await main(Path(sys.argv[1]), recording)
+    with anyio.CancelScope() as scope:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, scope.cancel)
+        recording = backends.Replay(sys.argv[2]) if len(sys.argv) > 2 else None
+        await main(Path(sys.argv[1]), recording)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(until_stopped)
+    anyio.run(until_stopped)

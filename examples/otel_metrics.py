@@ -6,7 +6,7 @@ The library uses the API only (extra ``otel``); this program chooses an SDK
 (``pip install opentelemetry-sdk``) and an exporter.
 """
 
-import contextlib
+import asyncio
 import signal
 import sys
 
@@ -33,10 +33,11 @@ async def main(backend: Backend | None = None) -> None:
 
 
 async def until_stopped(backend: Backend | None) -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
-    await main(backend)
+    with anyio.CancelScope() as scope:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, scope.cancel)
+        await main(backend)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(until_stopped, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)
+    anyio.run(until_stopped, backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -39,10 +39,12 @@ async def main(backend: Backend | None = None, every: float = 2.0) -> None:
 
 
 async def until_stopped(backend: Backend | None) -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
-    await main(backend)
+    task = asyncio.ensure_future(main(backend))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(until_stopped(backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None))
+    asyncio.run(until_stopped(backends.Replay(sys.argv[1]) if len(sys.argv) > 1 else None))

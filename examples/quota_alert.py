@@ -3,7 +3,7 @@
 python quota_alert.py [BYTES]
 """
 
-import contextlib
+import asyncio
 import signal
 import sys
 from collections.abc import Callable
@@ -30,10 +30,11 @@ async def main(
 
 
 async def until_stopped(quota: int) -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in the same way
-    await main(quota)
+    with anyio.CancelScope() as scope:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, scope.cancel)
+        await main(quota)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(until_stopped, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000_000)
+    anyio.run(until_stopped, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000_000)
