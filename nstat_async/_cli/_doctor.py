@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output()
     reports: list[DoctorReport] = []
     # Without a chosen backend all are examined, also the one of another system.
-    backend = None if arguments.backend == "auto" and not arguments.netns else backend_of(arguments)
+    chosen = arguments.backend != "auto" or arguments.netns or arguments.kernel
+    backend = backend_of(arguments) if chosen else None
 
     async def work(scope: Scope) -> int:
         with scope:

@@ -43,7 +43,7 @@ def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str
     """Find out whose descriptors we may read, why not everybody's, and whose if a process refuses later.
 
     This is tried, because capabilities do not tell it: in a user namespace they reach fewer processes, a pid namespace and a
-    mount option of ``/proc`` (``hidepid=``) hide others, and a process may have more rights than we have
+    mount option of ``/proc`` (``hidepid=``) hide others, and a security module may forbid to look at a process
     (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS).
 
     Args:

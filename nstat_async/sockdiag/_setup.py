@@ -24,7 +24,7 @@ class NetworkNamespace:
 
 def needed_to_look(capabilities: str) -> str:
     """What is needed to look at all processes (``ptrace(2)``, PTRACE_MODE_READ_FSCREDS), for a person."""
-    return f"that needs {capabilities}, and for a process with more capabilities those too"
+    return f"that needs {capabilities}, and no security module (SELinux, Landlock) that forbids it"
 
 
 UNNAMED = f"processes cannot be named: {needed_to_look('CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH')}"

@@ -59,3 +59,6 @@ def test_doctor_examines_a_chosen_kernel():
     status, out, _ = run("doctor", "--backend", "unix:/nonexistent/socket", "--kernel", "xnu-11417")
     assert status == 1
     assert "nonexistent" in out
+    status, _, err = run("doctor", "--kernel", "xnu-11417")
+    assert status == 2
+    assert "argument --kernel: backend auto asks this machine" in err

@@ -127,7 +127,7 @@ def test_very_many_users_are_not_all_remembered(monkeypatch):
     ("euid", "users", "refuses", "gone", "can"),
     [
         (1000, {5: 0, 6: 0}, {5, 6}, {}, False),  # as it is for an ordinary user
-        (1000, {5: 0, 6: 0}, {5}, {}, True),  # one process has more capabilities than we
+        (1000, {5: 0, 6: 0}, {5}, {}, True),  # one process is in a sandbox of its own
         (1000, {5: 0, 6: 0}, {5}, {6}, False),
         (1000, {5: 33, 6: 1000}, {}, {}, True),  # none is left of that user: as others are
         (1000, {5: 33, 6: 1000}, {5}, {}, False),

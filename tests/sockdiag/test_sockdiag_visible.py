@@ -144,3 +144,34 @@ print(json.dumps([root, partly()]))
 def test_what_a_refusal_leaves_is_the_same_whenever_it_is_met(inside):
     """A few processes are tried out at first, the others by a search: an ordinary user sees no others' by either."""
     assert inside(REFUSED) == ["some", "own"]
+
+
+LOOKING = """
+import struct
+from nstat_async._io.linux import may_look_at
+libc, (other, _) = ctypes.CDLL(None), holder()
+def looked(rights=None, sandbox=False):
+    "Whether a child sees the descriptors of root's process, as another user with these capabilities, or as root in a sandbox."
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if rights is not None:
+        libc.prctl(8, 1)  # PR_SET_KEEPCAPS
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", rights, rights, 0, 0, 0, 0))
+    if sandbox:
+        rules = libc.syscall(444, struct.pack("Q", 1), 8, 0)  # landlock_create_ruleset: about executing files
+        if rules < 0:
+            os._exit(2)
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        libc.syscall(446, rules, 0)  # landlock_restrict_self
+    os._exit(may_look_at(other))
+read, trace = 1 << 2, 1 << 19  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
+print(json.dumps([looked(), looked(read), looked(trace), looked(read | trace), looked(sandbox=True)]))
+"""
+
+
+def test_two_capabilities_let_look_at_a_process_that_has_more_and_a_sandbox_forbids_it_to_root(inside):
+    *rights, sandboxed = inside(LOOKING)
+    assert rights == [1, 0, 0, 1]
+    assert sandboxed in {0, 2}  # 2: this kernel has no Landlock
