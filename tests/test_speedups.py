@@ -19,9 +19,9 @@ import anyio
 import attrs
 import conversations
 import pytest
+from first_rows import FIRST_ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sockdiag_fakes import FakeSocket
 
 from examples import examples
 from nstat_async import Attribution, Flow, FlowEvent, FlowUpdated, Interface, Process, Provider
@@ -32,7 +32,6 @@ from nstat_async._writing import Kept
 from nstat_async.ntstat import Mode, Session, _decoder
 from nstat_async.ntstat._source import Source
 from nstat_async.sockdiag import TcpInfo, _first_rows, _flows, _rows, _scan
-from nstat_async.sockdiag._constants import DiagAttribute
 from nstat_async.sockdiag._entry import NOBODY, Entry, Others
 from nstat_async.sockdiag._rows import RowFormats
 
@@ -330,40 +329,6 @@ def test_a_made_object_has_its_values_and_the_collector_does_not_look_at_it():
     held = sys.getrefcount(rest)
     del made
     assert sys.getrefcount(rest) == held - 1
-
-
-SMALL = st.integers(0, 3)
-NUMBERS = {
-    TcpInfo.UNACKED: SMALL, TcpInfo.TOTAL_RETRANS: st.integers(0, 1), TcpInfo.NOTSENT_BYTES: SMALL,
-    TcpInfo.DATA_SEGS_IN: st.integers(0, 1), TcpInfo.DATA_SEGS_OUT: SMALL, TcpInfo.DELIVERED: SMALL,
-    TcpInfo.BYTES_RECEIVED: st.integers(0, 2), TcpInfo.BYTES_ACKED: SMALL | st.sampled_from([1 << 63, (1 << 64) - 1]),
-    TcpInfo.BYTES_SENT: SMALL | st.just(1 << 63), TcpInfo.BYTES_RETRANS: SMALL,
-}  # fmt: skip
-COOKIES = st.integers(1, 2**64 - 1)
-CONNECTIONS = st.builds(
-    FakeSocket,
-    COOKIES,
-    local_port=st.sampled_from([80, 40000]),
-    remote_port=st.sampled_from([80, 256]),
-    state=st.sampled_from([1, 8, 4, 5, 9, 11, 3]),
-    unacked=SMALL,
-    info=st.fixed_dictionaries({}, optional=NUMBERS),
-    cgroup=st.sampled_from([77, 2**63]),
-)
-"""Of most of these the row says who opened them."""
-FIRST_ROWS = CONNECTIONS | st.builds(
-    FakeSocket,
-    COOKIES,
-    local_port=st.sampled_from([80, 40000]),
-    remote_port=st.sampled_from([0, 443]),
-    protocol=st.sampled_from([6, 6, 6, 17]),
-    state=st.integers(1, 12),
-    unacked=SMALL,
-    info=st.fixed_dictionaries({}, optional={**NUMBERS, TcpInfo.STATE: st.integers(1, 12)}),
-    info_length=st.sampled_from([280, 280, 232, 208, 192, 160, 100]),
-    cgroup=st.sampled_from([0, 77, 2**63]),
-    extra=st.sampled_from([{}, {DiagAttribute.MARK: b"\1\0\0\0"}]),
-)
 
 
 @built

@@ -64,7 +64,7 @@ _MOST_ENDED = 65_536
 _NOBODY = bytes(8)
 """The user and inode of a row that has neither."""
 _RESTARTED = Change.RESTARTED
-_LISTEN = SocketState.LISTEN
+_LISTEN, _HIDDEN = SocketState.LISTEN, Attribution.HIDDEN
 _PROVEN = Weight.SEQUENCE
 """From this weight on no further evidence of the direction is looked for."""
 
@@ -185,9 +185,9 @@ class Book:
 
     @property
     def row_taker(self) -> Callable[..., None]:
-        """`take_row`, or in the first poll, where nearly all sockets are new, C code that calls it for the others."""
+        """`take_row`, or in the first poll, where nearly all sockets are new, a function that calls it for the others."""
         output = self._output
-        if self._first_rows is None or not output.first_poll or self._departed or self._given_up:
+        if not output.first_poll or self._departed or self._given_up:
             return self.take_row
         about = self._reference, self.entries, self.listeners.by_port, self._new, self.take_row
         return partial(self._first_rows, about, output.poll, output.now - output.poll_began)
@@ -363,12 +363,12 @@ class Book:
         A reason replaces no process, and a holder does not replace another process that was seen using the socket.
         """
         before = entry.owner
-        if entry.over or (isinstance(before, Process) and not isinstance(owner, Process)):
+        if entry.over or (before is not None and isinstance(before, Process) and not isinstance(owner, Process)):
             return
         if entry.used_by is not None and isinstance(owner, Process) and owner.key != entry.used_by:
             return
         entry.place = place
-        if owner is Attribution.HIDDEN and entry.is_inferred:
+        if owner is _HIDDEN and entry.is_inferred:
             owner = Attribution.INFERRED
         if before is not None and before == owner:
             return

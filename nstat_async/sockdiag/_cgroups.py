@@ -30,13 +30,13 @@ PAUSE = 5.0
 """Seconds until a request that failed is repeated."""
 
 _NUMBER = struct.Struct("=Q")
-_HEADER = struct.pack("=HH", 4 + _NUMBER.size, DiagAttribute.CGROUP_ID)
+CGROUP_HEADER = struct.pack("=HH", 4 + _NUMBER.size, DiagAttribute.CGROUP_ID)
 
 
 def cgroup_of(message: bytes, form: RowFormat) -> int:
     """The number of a socket's cgroup, read from its row; 0 where the row has none (before Linux 5.8)."""
     at, length = form.cgroup, _NUMBER.size
-    if message[at - 4 : at] != _HEADER:  # also where `at` is 0: the format has no such attribute
+    if message[at - 4 : at] != CGROUP_HEADER:  # also where `at` is 0: the format has no such attribute
         at, length = find_attribute(message, ATTRIBUTES_AT, len(message), DiagAttribute.CGROUP_ID) or (0, 0)
     if length != _NUMBER.size:
         return 0

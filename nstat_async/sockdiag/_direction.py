@@ -75,10 +75,24 @@ def evidence_of(state: int, message: bytes, start: int, length: int) -> int:
     # A dump does not lock the socket: if the state changed meanwhile, the numbers belong to neither state.
     if length < _SENT_END or message[start + _STATE_AT] != state:
         return _NOTHING
-    flying, again, acked, waiting, segments, delivered, sent, sent_again = _NUMBERS.unpack_from(
-        message, start + _NUMBERS_AT
-    )
-    extra = acked + _U32.unpack_from(message, _WRITE_QUEUE_AT)[0] - waiting - (sent - sent_again)
+    (queue,) = _U32.unpack_from(message, _WRITE_QUEUE_AT)
+    return evidence_in(state, queue, *_NUMBERS.unpack_from(message, start + _NUMBERS_AT))
+
+
+def evidence_in(
+    state: int,
+    queue: int,
+    flying: int,
+    again: int,
+    acked: int,
+    waiting: int,
+    segments: int,
+    delivered: int,
+    sent: int,
+    sent_again: int,
+) -> int:
+    """`evidence_of` by the numbers themselves: the write queue, and those of `_NUMBERS`."""
+    extra = acked + queue - waiting - (sent - sent_again)
     if not 0 <= extra <= _MOST_EXTRA:
         return _NOTHING
     if state in BEFORE_FIN:

@@ -112,34 +112,34 @@ class Entry:
     state: int = SocketState.CLOSE
     reading: float = 0.0
     """Seconds from the start of that poll until the row was read: an upper bound of the row's age."""
-    connection: int = 1
-    """Number of the connection: a socket may disconnect and connect again."""
     report: SocketReport | None = None
     """Its counts and details; `None` while they are unknown."""
+    direction: Direction | None = None
+    weight: Weight = Weight.NONE
+    """How sure the direction is."""
+    cgroup: int = 0
+    """Number of the cgroup that it was made in; 0: not known."""
+    preexisting: bool = False
+    over: bool = True
+    """True while it is not in the book."""
+    connection: int = 1
+    """Number of the connection: a socket may disconnect and connect again."""
     flow: Flow | None = None
     """The flow as last reported; `None` before it is announced."""
     owner: Owner | None = None
     """Which process holds it, or why that is not known; `None` while the search goes on."""
     place: int | None = None
     """Where its owner holds it: number of the descriptor, and shifted by 32 bits the thread, if that has a table of its own."""
-    direction: Direction | None = None
-    weight: Weight = Weight.NONE
-    """How sure the direction is."""
     totals: Totals | None = None
     """What eBPF programs counted; `None`: only the kernel counts."""
     whole: bool = True
     """False if there was traffic before the programs counted."""
     used_by: tuple[int, int | None] | None = None
     """The process that was seen using it, which counts for more than any other holder."""
-    cgroup: int = 0
-    """Number of the cgroup that it was made in; 0: not known."""
     others: Others = NOBODY
     """The other processes that are known to hold it."""
     round: int = 0
     """`OwnerSource.rounds` when it became known."""
-    preexisting: bool = False
-    over: bool = True
-    """True while it is not in the book."""
     before: tuple[bytes, ...] = ()
     """Identities of its latest earlier connections."""
     begun: int = 0

@@ -41,6 +41,10 @@ _ONE, _NO_SEGMENTS = struct.pack("=Q", 1), bytes(4)
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
+_FIRST = f"={_STATE_AT}xBBx2sH52xI{{}}x4sQ{{}}x4sB23xI72xI16xQ16xI8xI32xI4xQQ"
+"""For `RowFormat.first`, with the distances to the cgroup and from there to ``tcp_info``."""
+_QUEUE_END = HEADER.size + 64
+_FIRST_END = int(TcpInfo.BYTES_RETRANS) + 8
 _MAPPED = bytes(10) + b"\xff\xff"
 REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
 """States of rows whose sockets do not exist any more, or do not exist yet."""
@@ -90,6 +94,9 @@ class RowFormat:
     """What the rest ends with if ``tcp_info`` is where it is expected."""
     cgroup: int
     """Offset of the cgroup's number; 0 when there is none."""
+    first: struct.Struct | None
+    """What the first row of a connection tells, in short (`_first_rows`): state, timer, ports, write queue, header and number of
+    the cgroup, header of ``tcp_info``, the state there, and its numbers for `evidence_in`; `None`: it is not in this order."""
     columns: Columns
     """All pieces, as columns (`columns_of`)."""
     scan: Callable[..., tuple[int, int, int]] | None
@@ -113,10 +120,12 @@ class RowFormat:
             header = message[start - 4 : start]
         between, tail = counters_at - _REST_AT - rest, stride - counters_at - counters
         text = f"=Q8x{_IDENTITY_SIZE}sQ12x{rest}s{between}x{counters}s{tail}x"
+        gaps = cgroup - 4 - _QUEUE_END, start - 4 - (cgroup + 8)
+        first = struct.Struct(_FIRST.format(*gaps)) if min(gaps) >= 0 and size >= _FIRST_END else None
         scan = None if speedups is None else speedups.Rows(length, stride, rest, counters_at, counters).scan
         pieces = (counters_at, counters), (HEADER.size, _IDENTITY_SIZE + 8), (_REST_AT, rest), (0, 8)
         columns = columns_of(stride, pieces)
-        return cls(length, stride, start, size, struct.Struct(text), header, cgroup, columns, scan)
+        return cls(length, stride, start, size, struct.Struct(text), header, cgroup, first, columns, scan)
 
 
 def columns_of(stride: int, pieces: Iterable[tuple[int, int]]) -> Columns:
