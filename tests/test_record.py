@@ -37,6 +37,7 @@ from nstat_async.backends import Replay
 from nstat_async.recording import NEXT, Recording, RecordingInfo, RecordingWriter, RecordKind, open_recording
 from nstat_async.testing import DARWIN_27_INSERTIONS, EmulatedKernel
 
+WHOLE = Path(__file__).parent.parent / "examples" / "recordings" / "web-session.jsonl"
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 GENEROUS = 120.0
 
@@ -470,6 +471,9 @@ def test_parts_that_do_not_follow_each_other_are_refused(tmp_path):
         with pytest.raises(RecordingError, match="not the part that follows"):
             replayed(wrong)
     assert other.exists()
+    for before, another in ((one, WHOLE), (WHOLE, one), (WHOLE, WHOLE)):
+        with pytest.raises(RecordingError, match="of another recording than the file before it"):
+            replayed([before, another])
     assert replayed([two, three]), "from the middle it is followed"
     with pytest.raises(UsageError, match="no file"):
         replayed([])

@@ -371,6 +371,7 @@ COMMANDS: dict[str, Command] = {
             **_STREAM,
         },
         ("timing", "which flows"),
+        without=("--interval",),
     ),
     "serve": Command(
         "live page, JSON and event stream over HTTP",

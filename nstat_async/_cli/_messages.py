@@ -52,7 +52,7 @@ def _proven(info: RecordingInfo) -> tuple[ProvenStruct, ...]:
 
 
 def _decoder(info: RecordingInfo, given: str | None) -> Decoder:
-    if info.protocol == "ntstat":
+    if info.protocol in {None, "ntstat"}:  # None: its first record is damaged, or not there
         if info.kernel is None:
             raise RecordingError("the recording does not name its kernel: give it with --kernel, e.g. xnu-11417.121.6")
         try:

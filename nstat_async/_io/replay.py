@@ -197,9 +197,15 @@ class ReplayFeed:
             if self._closed:
                 return
             self._file = _open(source, self._kernel)
-            if _part_of(self._file) != (before, number + 1):
+            recording, part = _part_of(self._file)
+            if (recording, part) != (before, number + 1):
+                is_other = recording != before or not number  # only parts have numbers
                 with naming(source):
-                    raise RecordingError(f"not the part that follows part {number}")
+                    raise RecordingError(
+                        "of another recording than the file before it: replay it by itself, with its later parts"
+                        if is_other
+                        else f"not the part that follows part {number}"
+                    )
             yield from self._file.records_batch(BATCH)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -11,6 +12,8 @@ from uuid import UUID
 import conversations
 import pytest
 from support import run, run_json
+
+from nstat_async.recording import RecordingInfo, RecordingWriter
 
 KEYS = [
     "i", "m", "c", "dir", "type", "type_number", "context", "length", "flags", "srcref", "provider", "event_flags",
@@ -293,6 +296,17 @@ def test_a_file_without_a_kernel_needs_one(tmp_path):
     assert err.count("\n") == 1
     (line,) = run_json("messages", path, "--kernel", KERNEL)
     assert line["srcref"] == 9
+
+
+def test_a_recording_that_ends_before_it_names_its_kernel_needs_one(tmp_path):
+    path = tmp_path / "torn.nstat"
+    RecordingWriter(file := io.BytesIO(), RecordingInfo(kernel=KERNEL)).to_kernel(b"", 0)
+    path.write_bytes(file.getvalue()[:30])
+    status, out, err = run("messages", path)
+    assert (status, out) == (1, "")
+    assert "give it with --kernel" in err
+    (line,) = run_json("messages", path, "--kernel", KERNEL)
+    assert line["note"].startswith("the file ends within a record")
 
 
 def test_a_kernel_that_is_none_is_a_usage_error(tmp_path):
