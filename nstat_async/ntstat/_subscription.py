@@ -569,9 +569,8 @@ class Subscription(Client):
         self._statistics["replies_lost"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
-            self.report_gap(
-                None
-            )  # whether the kernel watches the provider, and listed everything, is in the lost answer
+            # Whether the kernel watches the provider, and listed everything, is in the lost answer.
+            self.report_gap(None)
             return
         del self._in_flight[request.context]
         if request.purpose in SINGLE:
