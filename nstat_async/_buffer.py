@@ -117,14 +117,14 @@ class EventBuffer:
             self._plain.extend(events)
             self._pending = len(self._plain)
             if self._coalesces and self._pending > self.limit:
-                self._look_at_plain()
+                self._enqueue_plain()
         else:
-            self._look_at_plain()
+            self._enqueue_plain()
             self._enqueue(events)
         self._high_water = max(self._high_water, self._pending)
 
-    def _look_at_plain(self) -> None:
-        """Put the events that wait as they came into the queue, because more come."""
+    def _enqueue_plain(self) -> None:
+        """Move the events that wait as they came into the queue: more have come, so they may be coalesced."""
         if self._plain:
             plain, self._plain, self._pending = self._plain, deque(), 0
             self._enqueue(plain)
@@ -245,7 +245,7 @@ class EventBuffer:
         self._coalesced += slot is not None
         if slot is not None and isinstance(event, PollCompleted):
             self._take_out(slot)
-            slot = None  # it has to stay after the events that it completed
+            slot = None  # the new one has to come after the events of its poll
         if slot is None:
             slot = self._newest[key] = self._append(event)
         slot[0] = event

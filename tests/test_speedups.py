@@ -211,7 +211,7 @@ class Dumps:
             applied.append(pieces[2])
             if entry is None:
                 entry = self.entries[pieces[2]] = Entry(lambda: None, 6, pieces, 0, 0)
-            entry.be_like(pieces)
+            entry.set_last(pieces)
             entry.seen = poll
 
         if begin:
@@ -276,10 +276,10 @@ def test_rows_of_another_answer_are_not_taken_for_those_behind(dumps):
 def test_a_row_of_a_socket_that_something_else_told_of_is_not_known(dumps):
     rows = [row_of(cookie) for cookie in range(1, 4)]
     dumps.scan(*rows, poll=1)
-    dumps.entries[2].be_like_no_row()  # as a book does with one that is dropped
+    dumps.entries[2].forget_last()  # as a book does with one that is dropped
     del dumps.entries[2]
     assert dumps.scan(*rows, poll=2) == [2]
-    dumps.entries[3].be_like((0, b"", 3, b"", b""))
+    dumps.entries[3].set_last((0, b"", 3, b"", b""))
     assert dumps.scan(*rows, poll=3) == [3]
 
 

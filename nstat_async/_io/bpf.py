@@ -148,7 +148,7 @@ def load_program(
 
 
 def open_tracepoint(program: int) -> int:
-    """Attach a tracing program where it was loaded for; it stays attached while the descriptor is open.
+    """Attach a tracing program to what it was loaded for; it stays attached while the descriptor is open.
 
     Raises:
         OSError: The kernel refused.

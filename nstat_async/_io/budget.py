@@ -39,14 +39,14 @@ class Budget:
         return self.share * SAVED
 
     @property
-    def eagerness(self) -> float:
+    def fullness(self) -> float:
         """How full the budget is, from 0 to 1."""
         return max(0.0, self.left / self.most)
 
     @property
     def surplus(self) -> float:
         """How much there is beyond the reserve, from 0 to 1."""
-        return max(0.0, (self.eagerness - RESERVED) / (1 - RESERVED))
+        return max(0.0, (self.fullness - RESERVED) / (1 - RESERVED))
 
     def spend(self, seconds: float, now: float) -> None:
         """Take these seconds of CPU from the budget, and add the share of the time until `now`."""
@@ -57,7 +57,7 @@ class Budget:
         self.at = now
 
     def defer(self, seconds: float) -> None:
-        """Pay what was spent in advance by instalments, except for what is earned in these seconds: something may be spent soon."""
+        """Let what was spent in advance be paid by instalments, so that something may be spent again after these seconds."""
         later = min(-self.left - seconds * self.share, MOST_OWED * self.share - self.owed)
         if later > 0:
             self.left += later

@@ -99,7 +99,7 @@ class Player:
             self.batch.clear()
             self.received(datagrams)
 
-    # --- what the two ways do in their own way --------------------------------------
+    # --- what each of the two ways does for itself --------------------------------------
 
     def moment(self, record: Record) -> bool:
         """Let time pass until this record; false if it cannot be played."""

@@ -274,8 +274,8 @@ class Pulse:
         """
         now, several = time.monotonic(), new > 1
         glance.budget.spend(spent, now)
-        eagerness = max(glance.budget.eagerness, self._budget.eagerness, self._budget.share)
-        rest = min((spent - glance.dumped) / eagerness, LONGEST_SILENCE)
+        fullness = max(glance.budget.fullness, self._budget.fullness, self._budget.share)
+        rest = min((spent - glance.dumped) / fullness, LONGEST_SILENCE)
         several_lately, glance.several = several or glance.several, several
         glance.look_at = now + (max(rest, SHORTEST_REST) if several_lately else rest)
         if several_lately:
@@ -284,8 +284,8 @@ class Pulse:
     def _look(self, glance: Glance, now: float) -> list[tuple[int, bytes]]:
         """The new sockets. A dump of all sockets is as rare as a search of all processes, unless more is saved than looks need.
 
-        It takes as long as such a search if there are thousands of sockets. So it has to wait until what the last one took is
-        there, and until the last one is paid.
+        With thousands of sockets it takes as long as such a search. So it waits until the budget has as much as the last dump
+        took, and nothing is owed for that one any more.
         """
         granted = self._wide.left > min(glance.whole_takes, self._wide.most / 2)
         new = glance.look(now, whole=not self._budget.owed and (granted or self._budget.surplus > 0))

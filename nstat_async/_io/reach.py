@@ -53,7 +53,10 @@ class Reach:
 
 
 def somebody_lets_look(uid: int) -> bool:
-    """True if a process of this user shows its descriptors. Without one any other user's is tried; without others: if we are root."""
+    """True if we see the descriptors of a process of this user.
+
+    If the user has no process, those of any other user are tried. If there are none either, the answer is whether we are root.
+    """
     pids = all_pids()[:MOST_PIDS]
     users = {pid: user_of(pid) for pid in pids}
     theirs = [pid for pid in pids if users[pid] == uid]

@@ -23,7 +23,7 @@ BUSY = 1 << 31
 SLICE = 32
 """Records in one datagram, which the event loop takes in at once: 1 ms if each is of a new flow."""
 REST = 0.01
-"""Seconds after a reading in which the ring wakes no task: a wake-up for each record would cost more than all the rest."""
+"""Seconds after a reading in which the ring wakes no task: a wake-up for each record would cost more than everything else."""
 _LOCK = threading.Lock()
 
 

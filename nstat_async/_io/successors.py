@@ -107,11 +107,14 @@ class Successors:
                 del table[key]
 
     def find(self, number: int, known: Container[int], since: float) -> tuple[list[bytes], int]:
-        """Find connections that are not `known` by their cookies, until they explain `number` counted ones; and how many they do.
+        """Find connections whose cookies are not `known`, until they explain as many counted connections as `number`.
 
-        A connection with both ends here is counted twice: also if one end is in TIME_WAIT, where the other one is gone.
-        Those in TIME_WAIT for longer than `since` (seconds, since the last look) are none of the counted ones. There may be
-        thousands, and the kernel gives their ports to new connections.
+        The kernel counts a connection with both ends here twice, also if one end is gone and the other one is in TIME_WAIT.
+        Connections that have been in TIME_WAIT for longer than `since` (seconds since the last look) were counted before that
+        look, so they are left out. There may be thousands, and the kernel gives their ports to new connections.
+
+        Returns:
+            The messages about them, and how many counted connections they explain.
         """
         found: list[bytes] = []
         least = int(1000 * max(0.0, TIME_WAIT_SECONDS - since - MARGIN))

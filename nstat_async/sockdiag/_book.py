@@ -214,7 +214,7 @@ class Book:
             self._dissolve(entry)
         elif counters:
             self.coverage.grew(entry, before[4], pieces[4])
-        entry.be_like(pieces)
+        entry.set_last(pieces)
         returned, entry.absences = entry.absences > 1, 0
         if changed and before[3][4:8] != pieces[3][4:8]:
             self._owners.forget(entry, int.from_bytes(before[3][4:8], sys.byteorder))
@@ -310,7 +310,7 @@ class Book:
             return False
         self._dissolve(entry)
         self._owners.forget(entry, entry.user[1])
-        entry.be_like(pieces)
+        entry.set_last(pieces)
         return True
 
     def complete_ends(self, entry: Entry, identity: bytes) -> None:
@@ -321,7 +321,7 @@ class Book:
         head, before, *rest = entry.last
         after = ends_completed(before, identity)
         if entry.protocol == IPPROTO_TCP and after != before:
-            entry.be_like((head, after, *rest))
+            entry.set_last((head, after, *rest))
             if entry.flow is not None:
                 entry.flow = self._build(entry)
 
@@ -330,7 +330,7 @@ class Book:
     def mark_closed(self, entry: Entry, state: SocketState) -> None:
         """Mark a socket that is closed, while a process still holds its descriptor."""
         self._stop_listening(entry)
-        entry.be_like_no_row()  # it may listen again, with the same row as before
+        entry.forget_last()  # it may listen again, with the same row as before
         if entry.protocol == IPPROTO_TCP and entry.flow is not None:
             entry.state = state
             self.update(entry, entry.report, rebuilt=True)
@@ -342,7 +342,7 @@ class Book:
         if self.entries.get(entry.cookie) is entry:
             del self.entries[entry.cookie]
             entry.over = True
-            entry.be_like_no_row()
+            entry.forget_last()
             self.others.pop(entry.cookie, None)
         self._stop_listening(entry)
         self._owners.forget(entry, entry.user[1])
@@ -382,7 +382,7 @@ class Book:
         """Take over the inode of a socket that had none: it was accepted."""
         head, identity, cookie, rest, counters = entry.last
         if len(rest) >= len(_NOBODY):
-            entry.be_like((head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters))
+            entry.set_last((head, identity, cookie, pieces[3][: len(_NOBODY)] + rest[len(_NOBODY) :], counters))
             self._owners.want(entry)
 
     def learn_cgroup(self, entry: Entry) -> None:

@@ -31,7 +31,7 @@ _LISTEN, _SYN_SENT = SocketState.LISTEN, SocketState.SYN_SENT
 _NONE, _LISTENER, _DOUBTED = Weight.NONE, Weight.LISTENER, Weight.DOUBTED
 _SEQUENCE, _STATE = Weight.SEQUENCE, Weight.STATE
 LEFT_SECONDS = 2.0
-"""For how long a listener that is gone still explains whose its connections are: those that live longer were seen."""
+"""Seconds for which a listener that is gone still tells whose its connections are: those that lived longer were seen themselves."""
 _MOST_LEFT = 64
 BEFORE_FIN = frozenset({SocketState.ESTABLISHED, SocketState.CLOSE_WAIT})
 AFTER_FIN = frozenset({SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSING})

@@ -104,7 +104,7 @@ class Entry:
     """A weak reference to its book: without a cycle, entries that the C code makes need no garbage collector."""
     protocol: int
     last: Pieces
-    """The pieces of the last message; only `be_like` changes them."""
+    """The pieces of the last message; only `set_last` changes them."""
     seen: int
     """Serial of the last poll that marked this socket alone; `last_seen` includes the common mark."""
     changed: int
@@ -193,21 +193,21 @@ class Entry:
         """`user` of a row."""
         return _USER.unpack_from(pieces[3])
 
-    def be_like(self, pieces: Pieces) -> None:
-        """Take over what a message says: a row with the same pieces has nothing new."""
+    def set_last(self, pieces: Pieces) -> None:
+        """Keep what a message says: a row with the same pieces has nothing new."""
         self.last = pieces
         if self.shared is not None:
             self.shared.holds = False
 
     def share(self, shared: Shared) -> None:
-        """From now on the scan says of it what it says of these."""
+        """Have the scan mark it together with these sockets from now on."""
         if self.shared is not None and self.shared is not shared:
             self.shared.holds = False
         self.shared = shared
 
-    def be_like_no_row(self) -> None:
+    def forget_last(self) -> None:
         """Make sure that its next row is looked at, even if nothing in it changed."""
-        self.be_like((_NO_HEAD, *self.last[1:]))
+        self.set_last((_NO_HEAD, *self.last[1:]))
 
     def begin_connection(self) -> None:
         """Begin another connection of the socket, which keeps nothing of the previous one but the owner."""

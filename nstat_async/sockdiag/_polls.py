@@ -30,7 +30,7 @@ OWNERS_PATIENCE = 0.25
 FIRST_OWNERS_PATIENCE = 3.0
 """As `OWNERS_PATIENCE`, in the first poll, which finds all sockets of the machine."""
 ASKED_OWNERS_PATIENCE = 30.0
-"""As `OWNERS_PATIENCE`, without an interval: maybe no later poll comes that could tell the processes."""
+"""As `OWNERS_PATIENCE`, without an interval: there may be no later poll that could tell the processes."""
 ANNOUNCED_AT_ONCE = 240
 """Flows that are announced in one step: about 1 ms, and 2 or 3 for the delivery. As many owners are learned before it."""
 

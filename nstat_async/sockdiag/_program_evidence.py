@@ -278,7 +278,7 @@ class ProgramEvidence:
             return
         if not entry.last[4]:  # no dump had it yet
             pieces, message = self._row(established.facts)
-            entry.be_like(pieces)
+            entry.set_last(pieces)
             book.take_over(entry, message, (0, 0))
         if entry.flow is None:
             self._announce(book, entry)

@@ -68,7 +68,7 @@ class RingSource(Source):
 
     def drained(self) -> None:
         self._programs.records_read()
-        if self._overrun:  # a poll asks what was lost, and maybe no other comes
+        if self._overrun:  # a poll asks what was lost, and none may come by itself
             self._overrun = False
             self._programs.doubt()
 

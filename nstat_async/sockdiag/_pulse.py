@@ -36,7 +36,7 @@ ANNOUNCED_AT_ONCE = 256
 
 
 class _Report(bytes):
-    """A datagram that was encoded here, with its report: to decode it would take as long as to take in what is in it."""
+    """A datagram that was encoded here, with its report, because decoding it would take as long as the rest of the work."""
 
     report: PulseReport
 

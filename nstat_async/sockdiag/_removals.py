@@ -83,9 +83,9 @@ class RemovalSource(Source):
         self._repairing = not self._congested
 
     def end_poll(self, *, proven: bool) -> None:
-        """A poll ended; `proven`: it had every socket, or proved that there is no such socket.
+        """A poll ended; `proven`: each known socket was in it, or proved to be gone.
 
-        One that did not is followed by another one soon, a few times: maybe no other comes.
+        If some were neither, another poll is requested, a few times, because none may come by itself.
         """
         if self._repairing and proven:
             self._lossy = False

@@ -275,7 +275,7 @@ def test_who_wants_shorter_pauses_grants_more_and_each_namespace_has_its_part(pa
 def test_a_budget_earns_its_share_is_kept_for_a_while_and_rests_until_something_is_left():
     granted = budget.Budget(0.1, 50.0)
     assert granted.left == pytest.approx(0.1 * budget.SAVED / 2)
-    assert granted.eagerness == pytest.approx(0.5)
+    assert granted.fullness == pytest.approx(0.5)
     granted.spend(0.2, 51.0)
     assert granted.left == pytest.approx(0.05 * budget.SAVED - 0.1)
     granted.spend(0.0, 51.0)
@@ -291,7 +291,7 @@ def test_a_budget_earns_its_share_is_kept_for_a_while_and_rests_until_something_
     assert granted.surplus == 0.0
     granted.left = granted.most
     granted.spend(0.1 * budget.SAVED + 0.05, 1000.0)
-    assert (granted.left, granted.eagerness) == (pytest.approx(-0.05), 0.0)
+    assert (granted.left, granted.fullness) == (pytest.approx(-0.05), 0.0)
     assert granted.rest() == pytest.approx(0.5)
 
 

@@ -47,7 +47,7 @@ class Scanned:
         self.seen.append((entry is None, pieces[2], message))
         if entry is None:
             entry = self.book.new_entry(protocol, pieces)
-        entry.be_like(pieces)
+        entry.set_last(pieces)
         entry.seen = self.output.poll
 
     def begin(self) -> int:
@@ -194,7 +194,7 @@ class Remembered:
             if pieces[2] in self.nobody:
                 return
             entry = self.known.setdefault(pieces[2], listed(pieces[2]))
-            entry.be_like(pieces)
+            entry.set_last(pieces)
             entry.seen = self.poll
 
         self.memory.begin()
@@ -235,7 +235,7 @@ def test_one_of_many_rows_that_changed_costs_a_look_at_few():
         assert applied == [changed]
         assert looks <= 9
         assert dumps.dump(*parts) == ([], 0)
-    dumps.known[50].be_like_no_row()
+    dumps.known[50].forget_last()
     assert dumps.dump(*parts)[0] == [50], "something else told of it"
 
 
@@ -263,9 +263,9 @@ def test_what_something_else_said_of_one_socket_is_noticed_in_a_datagram_that_is
     parts = [every[at : at + 80] for at in range(0, 400, 80)]
     for _ in range(3):
         dumps.dump(*parts)
-    dumps.known[number].be_like((0, *dumps.known[number].last[1:]))
+    dumps.known[number].set_last((0, *dumps.known[number].last[1:]))
     assert dumps.dump(*parts)[0] == [number]
-    dumps.known[number].be_like(dumps.known[number].last)
+    dumps.known[number].set_last(dumps.known[number].last)
     assert dumps.dump(*parts) == ([], 0), "it said nothing new"
     assert dumps.dump(*parts) == ([], 0)
 
@@ -303,7 +303,7 @@ def test_a_socket_that_a_dump_has_twice_is_compared_with_what_was_said_last():
 
         def apply(entry, _protocol, pieces, _message, _form, applied=applied, poll=poll):
             applied.append((pieces[2], pieces[4][8]))
-            entry.be_like(pieces)
+            entry.set_last(pieces)
             entry.seen = poll
 
         dumps.memory.begin()
@@ -337,7 +337,7 @@ def test_a_socket_was_last_seen_in_the_poll_that_had_its_datagram_or_that_said_s
     assert shared.holds
     entry.share(Shared(7))
     assert (shared.holds, entry.last_seen) == (False, 7), "another datagram has it"
-    entry.be_like((2,))
+    entry.set_last((2,))
     assert (entry.shared.holds, entry.last_seen, entry.last) == (False, 7, (2,))
 
 
