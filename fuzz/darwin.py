@@ -126,7 +126,8 @@ class _Darwin:
         if isinstance(request, ReadLedger):
             return Ledger((LedgerRow(choices.byte() % 4, number, choices.byte()),), choices.pick((None, number)))
         if isinstance(request, ReadInterfaces):
-            return InterfacesRead(((choices.byte() % 3, number, choices.pick(NUMBERS)),))
+            names = ((choices.byte() % 3, choices.pick(("en0", "utun1", "lo0"))),)
+            return InterfacesRead(((choices.byte() % 3, number, choices.pick(NUMBERS)),), names)
         return None
 
     def datagram(self) -> bytes:

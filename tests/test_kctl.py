@@ -17,7 +17,7 @@ from nstat_async._io import darwin, kctl
 from nstat_async._io.channel import SocketChannel
 from nstat_async._options import MonitorOptions
 from nstat_async.backends import Kctl
-from nstat_async.ntstat import Ledger, LedgerRow, ReadLedger
+from nstat_async.ntstat import InterfacesRead, Ledger, LedgerRow, ReadInterfaces, ReadLedger
 
 CONTROL_ID = 7
 
@@ -200,6 +200,14 @@ def test_a_channel_that_nobody_took_is_closed_with_the_transport(system):
     transport.close()
     transport.close()
     assert system.made[0].closed
+
+
+def test_the_interfaces_counters_come_with_their_names(monkeypatch):
+    transport = kctl.KctlTransport(MonitorOptions())
+    monkeypatch.setattr(kctl, "interface_names", lambda: {1: "lo0", 33: "utun7"})
+    for messages, answer in ((None, None), (b"", InterfacesRead((), ((1, "lo0"), (33, "utun7"))))):
+        monkeypatch.setattr(kctl, "interface_messages", lambda found=messages: found)
+        assert transport.lookup(ReadInterfaces()) == answer
 
 
 @pytest.mark.parametrize("text", ["", "Linux 6.1", "xnu-1504.15.3"])

@@ -33,7 +33,14 @@ from ..ntstat import (
 )
 from ..ntstat._interfaces import parse_interfaces
 from .channel import PreparedTransport, SocketChannel, set_receive_buffer
-from .darwin import client_metrics, interface_messages, newest_client, process_path, refused_announcements
+from .darwin import (
+    client_metrics,
+    interface_messages,
+    interface_names,
+    newest_client,
+    process_path,
+    refused_announcements,
+)
 from .selftest import LoopbackEvidence
 from .system import DARWIN, require
 
@@ -107,7 +114,9 @@ class KctlTransport(PreparedTransport):
             return self._read_ledger()
         if isinstance(request, ReadInterfaces):
             messages = interface_messages()
-            return None if messages is None else InterfacesRead(parse_interfaces(messages))
+            if messages is None:
+                return None
+            return InterfacesRead(parse_interfaces(messages), tuple(interface_names().items()))
         self._evidence.close()
         return None
 

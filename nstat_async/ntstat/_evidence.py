@@ -108,12 +108,14 @@ class Ledger:
 
 @attrs.frozen
 class ReadInterfaces:
-    """Look-up: the interfaces' counters; answered by `InterfacesRead`, or `None` if they may not be read."""
+    """Look-up: the interfaces' counters and names; answered by `InterfacesRead`, or `None` if they may not be read."""
 
 
 @attrs.frozen
 class InterfacesRead:
-    """The interfaces' counters."""
+    """The interfaces' counters and names."""
 
     interfaces: tuple[tuple[int, int, int], ...]
     """Index, wire bytes received and wire bytes sent of each interface except loopback."""
+    names: tuple[tuple[int, str], ...] = ()
+    """Index and name of each interface; empty if they are not known."""

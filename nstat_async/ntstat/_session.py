@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -26,7 +26,7 @@ from .._options import MonitorOptions
 from ._abilities import capabilities_of
 from ._constants import NO_ROOM
 from ._coverage import CoverageMeter
-from ._evidence import Evidence, FindPaths, Ledger, OpenEvidence, PathsFound, ReadInterfaces, ReadLedger
+from ._evidence import Evidence, FindPaths, InterfacesRead, Ledger, OpenEvidence, PathsFound, ReadInterfaces, ReadLedger
 from ._following import Follower
 from ._kernels import Kernel
 from ._ledger import METRICS, LossLedger
@@ -185,11 +185,8 @@ class Session:
         current = self._current
         if token == _FIND_PATHS:
             self._finding_paths = False
-        if isinstance(answer, PathsFound) and current is not None:
-            changed = self.translator.merge_paths(answer)
-            for client in (self._sockets.all() or (current,)) if changed else ():
-                client.begin(now, now + self.epoch_offset)
-                client.table.merge_processes(changed)
+        if isinstance(answer, PathsFound):
+            self._merge(self.translator.merge_paths(answer), now)
         elif token == _OPEN_EVIDENCE and isinstance(current, Subscription):
             reason = f" ({answer.reason})" if isinstance(answer, LookupFailed) else ""
             self._proving.flows_opened(answer if isinstance(answer, Evidence) else None, reason)
@@ -201,6 +198,9 @@ class Session:
             self._reconcile(current, answer if isinstance(answer, Ledger) else None)
         elif token == _READ_INTERFACES and self._follower is None:
             self._coverage.take(answer)
+            if isinstance(answer, InterfacesRead) and answer.names:
+                self._merge(self.translator.merge_names(dict(answer.names)), now)
+                self.setup = attrs.evolve(self.setup, interfaces=self.translator.interfaces)
         elif token == _CLOSE_EVIDENCE:
             for each in self._sockets.all():
                 each.table.own = frozenset()
@@ -329,6 +329,13 @@ class Session:
         """Read the counters of some flows, and, after all flows, ask for the interfaces'."""
         if self._coverage.go_on():
             self._commands.append(Lookup(_READ_INTERFACES, ReadInterfaces()))
+
+    def _merge(self, changed: Mapping[Any, Any], now: float) -> None:
+        """Update the flows whose processes or interfaces are known better now: old value to new value."""
+        for client in (self._sockets.all() or (self._current,)) if changed else ():
+            if client is not None:
+                client.begin(now, now + self.epoch_offset)
+                client.table.merge(changed)
 
     def _find_paths(self) -> None:
         """Ask for the executables of new processes, one request at a time."""

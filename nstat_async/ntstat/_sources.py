@@ -22,13 +22,14 @@ without its final counts.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import attrs
 
 from .._events import AnyEvent, EventsLost, FlowRemoved, LossCause, RemovalReason, flow_updated
 from .._making import flow_added
-from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, Process, TcpState
+from .._model import COUNTS_FIELDS, Counts, Direction, Endpoint, Flow, TcpState
 from ._constants import HeaderFlag
 from ._counters import Raw, advance, has_grown, has_grown_whole
 from ._coverage import CoverageMeter
@@ -326,12 +327,13 @@ class SourceTable:
             if ref not in self.hidden:
                 source.span = UNCHOSEN
 
-    def merge_processes(self, changed: dict[Process, Process]) -> None:
-        """Update the flows whose owners are known better now."""
+    def merge(self, changed: Mapping[Any, Any]) -> None:
+        """Update the flows whose processes or interfaces are known better now: old value to new value."""
         for source in self.sources.values():
             flow = source.flow
-            if flow is not None and flow.process in changed:
-                source.flow = attrs.evolve(flow, process=changed[flow.process])
+            if flow is not None and (flow.process in changed or flow.interface in changed):
+                process, interface = (changed.get(value, value) for value in (flow.process, flow.interface))
+                source.flow = attrs.evolve(flow, process=process, interface=interface)
                 if source.reported:
                     self.announce_update(source, source.counters)
 

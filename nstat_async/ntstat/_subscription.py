@@ -337,7 +337,8 @@ class Subscription(Client):
     # --- what each state asks --------------------------------------------------
 
     def _subscribe(self) -> None:
-        interfaces = sorted(self.table.translator.interfaces)
+        translator = self.table.translator
+        interfaces = sorted(translator.interfaces.keys() - translator.gone)
         suppress = self.table.terms.suppressed
         self._queue.extend(subscribe_requests(self.kernel, self.options, interfaces, suppress=suppress))
         for provider in Provider:

@@ -127,6 +127,8 @@ class Translator:
     """The known interface names by index."""
     asks_paths: bool = False
     """True if paths of executables can be looked up: then `unasked` collects pids."""
+    gone: set[int] = attrs.field(factory=set, init=False)
+    """Indexes of interfaces that are gone, whose names flows may still have."""
     unasked: dict[int, None] = attrs.field(factory=dict, init=False)
     """Pids of new processes whose executables are still to be looked up."""
     _processes: dict[tuple[Any, ...], Process] = attrs.field(factory=dict, init=False)
@@ -205,12 +207,32 @@ class Translator:
         key = (index, properties, loopback)
         interface = self._interfaces.get(key)
         if interface is None:
-            name = None if index is None else self.interfaces.get(index)
-            interface = Interface(index, name, _true_kind(name, properties, loopback), properties)
+            interface = self._make_interface(*key)
             if len(self._interfaces) >= _CACHED:
                 self._interfaces.clear()
             self._interfaces[key] = interface
         return interface
+
+    def _make_interface(self, index: int | None, properties: int | None, loopback: bool | None) -> Interface:
+        name = None if index is None else self.interfaces.get(index)
+        return Interface(index, name, _true_kind(name, properties, loopback), properties)
+
+    def merge_names(self, names: dict[int, str]) -> dict[Interface, Interface]:
+        """Learn the names of the interfaces that there are now: some came later, and a number may be another one's.
+
+        Returns:
+            The interfaces that changed: old value to new value.
+        """
+        self.gone = self.interfaces.keys() - names.keys()
+        if names.items() <= self.interfaces.items():
+            return {}
+        self.interfaces |= names
+        changed: dict[Interface, Interface] = {}
+        for key, before in self._interfaces.items():
+            interface = self._make_interface(*key)
+            if interface != before:
+                self._interfaces[key] = changed[before] = interface
+        return changed
 
 
 def decode_sysinfo(fields: dict[str, Any]) -> int | float | str | None:

@@ -165,7 +165,8 @@ class EmulatedTransport:
                 rows = tuple(LedgerRow(each.unit, each.refused_sources, each.failed_goodbyes) for each in own)
                 return Ledger(rows, kernel.refused_announcements) if kernel.release.has_updates else None
             if isinstance(request, ReadInterfaces):
-                return InterfacesRead(tuple(each.carried for each in kernel.interfaces.values() if each.carried))
+                carried = tuple(each.carried for each in kernel.interfaces.values() if each.carried)
+                return InterfacesRead(carried, tuple(kernel.interface_list().items()))
             self._close_evidence()
             if not isinstance(request, OpenEvidence):
                 return None

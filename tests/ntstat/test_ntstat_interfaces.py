@@ -4,7 +4,7 @@ import pytest
 from conversation_play import play
 from virtual import VirtualMonitor
 
-from nstat_async import InterfaceKind, InterfaceUpdated, MonitorOptions, Provider, RouteUpdated, filters
+from nstat_async import FlowEvent, InterfaceKind, InterfaceUpdated, MonitorOptions, Provider, RouteUpdated, filters
 from nstat_async.ntstat import InterfaceProperty, Kernel
 from nstat_async.ntstat._translate import Translator
 from nstat_async.testing import EmulatedKernel
@@ -23,6 +23,34 @@ def test_before_the_first_packet_there_is_no_interface():
 
 def test_an_index_brings_its_name():
     assert TRANSLATOR.interface(4, int(InterfaceProperty.WIFI)).name == "en0"
+
+
+def test_an_interface_that_comes_later_gets_its_name_and_kind_and_keeps_them_until_another_has_its_number():
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    told = []
+    monitor = VirtualMonitor(kernel, coverage=True, sink=told.extend)
+    monitor.run(4.0)
+    kernel.add_interface("utun7", 33, InterfaceKind.WIFI)  # a VPN with the bits of what carries it
+    flow = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), interface="utun7", rx=10)
+
+    def news() -> list[tuple[str | None, InterfaceKind | None, int]]:
+        flows = [(event.flow, event.counts.rx_bytes) for event in told if isinstance(event, FlowEvent)]
+        told.clear()
+        return [(flow.interface.name, flow.interface.kind, rx) for flow, rx in flows]
+
+    monitor.run(4.0)
+    assert news() == [(None, InterfaceKind.WIFI, 10), ("utun7", InterfaceKind.VPN, 10)]
+    assert dict(monitor.session.setup.interfaces)[33] == "utun7", "a recording's next part begins with it"
+    del kernel.interfaces["utun7"]
+    monitor.run(4.0)
+    flow.transfer(rx=5)
+    monitor.run(4.0)
+    assert news() == [("utun7", InterfaceKind.VPN, 15)]
+    kernel.add_interface("en9", 33, InterfaceKind.WIFI)
+    monitor.run(4.0)
+    assert news() == [("en9", InterfaceKind.WIFI, 15)]
+    monitor.run(10.0)
+    assert news() == []
 
 
 @pytest.mark.parametrize("release", ["xnu-11417.121.6", "xnu-12377.121.6"])

@@ -9,6 +9,7 @@ from ntstat_wire import NEWER, address
 from nstat_async import Endpoint, EventsLost, FlowAdded, LossCause, Provider
 from nstat_async._contract import LookupFailed
 from nstat_async.ntstat import (
+    AddSource,
     CloseEvidence,
     DarwinErrno,
     Evidence,
@@ -130,6 +131,22 @@ def test_another_control_socket_s_flows_are_measured_at_once():
     talk.answer(talk.report(1), talk.wire.success(poll.context))
     talk.due()
     assert [lookup.request for lookup in talk.lookups] == [ReadInterfaces()]
+
+
+def test_another_control_socket_watches_the_interfaces_that_there_are_now():
+    talk = Talk(11, facts={"coverage": True}, providers={Provider.TCP, Provider.INTERFACE}, interval=3600.0)
+    talk.open_poll = talk.grant(talk.asked())
+    (request,) = talk.open_poll
+    talk.open_poll = talk.answer(talk.wire.added(1, provider=6, context=request.context))
+    talk.poll()
+    talk.due()
+    talk.found(InterfacesRead((), ((5, "en1"), (7, "en7"))))
+    requests = talk.reopen()
+    indexes = []
+    while isinstance(requests[0], AddSource):
+        indexes.append(talk.wire.layout["nstat_ifnet_add_param"].decode(requests[0].param)["ifindex"])
+        requests = talk.answer(talk.wire.added(len(indexes), provider=6, context=requests[0].context))
+    assert indexes == [5, 7], "en0 is gone"
 
 
 EVIDENCE = Evidence(
