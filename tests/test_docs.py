@@ -307,9 +307,12 @@ def parts(command):
 
 
 def capped(arguments):
-    """The same for a moment: recordings are whole, a kernel is watched for a moment."""
+    """The same for a moment: recordings are whole, a kernel is watched for a moment.
+
+    `publish` ends by itself: the kernel does, and then the server has all of its events, however busy the machine is.
+    """
     options = build_parser().parse_args(arguments)
-    live = options.command in {"publish", "watch", "processes", "record", "top", "emulate", "serve"}
+    live = options.command in {"watch", "processes", "record", "top", "emulate", "serve"}
     live = live or (options.command == "history" and options.record)
     if live and not str(getattr(options, "backend", "")).startswith("replay:"):
         arguments = [*arguments, "--duration", "0.05"]
