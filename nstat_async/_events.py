@@ -232,7 +232,7 @@ class FlowUpdated(FlowEvent):
 
     @property
     def delta(self) -> Delta:
-        """What was added since the previous event; never negative."""
+        """What was added since the previous event; never negative. Everything since the flow began if `previous` is `None`."""
         return Delta.between(self.previous, self.counts)
 
 

@@ -111,7 +111,8 @@ def poll_requests(kernel: Kernel, *, details: bool, apart: bool, describe: bool)
     if not apart or (describe and kernel.has_updates and not kernel.resumes_polls):
         kinds = [GetDetails if details else GetUpdate]
     else:
-        kinds = [GetSourceDescription, QuerySource] if describe and kernel.can_describe_all else [QuerySource]
+        # A description reports a flow: counters that come later would count what it moved before as new.
+        kinds = [QuerySource, GetSourceDescription] if describe and kernel.can_describe_all else [QuerySource]
     flags = (_RESUMED if apart and kernel.resumes_polls else _PACED) if kernel.layout.has_lengths else 0
     for kind in kinds:
         yield Request(Purpose.POLL, kind(flags=flags, srcref=kernel.layout.all_sources))

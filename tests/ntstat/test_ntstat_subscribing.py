@@ -58,7 +58,7 @@ def test_providers_are_subscribed_one_after_the_other_and_a_poll_follows(kernel,
     if kernel >= 5:
         assert first == GetUpdate(context=first.context, flags=3, srcref=reference)
     else:
-        assert isinstance(first, GetSourceDescription if kernel >= 3 else QuerySource)
+        assert isinstance(first, QuerySource)
     assert talk.events() == []
     assert talk.core.capabilities.providers >= TCP_UDP
 
@@ -184,7 +184,10 @@ def test_what_was_described_before_it_had_a_peer_is_described_anew_by_the_next_p
     (request,) = talk.answer(talk.report(1, **fields), talk.wire.success(request.context))
     assert talk.answer(talk.report(1, **fields), talk.wire.success(request.context)) == []
     (request,) = talk.due()
-    assert type(request) is (GetSourceDescription if described_anew else QuerySource)
+    requests = talk.answer(talk.wire.success(request.context))
+    assert (type(requests[0]), requests[0].srcref == talk.wire.layout.all_sources) == (
+        (GetSourceDescription, True) if described_anew else (QuerySource, False)
+    )
 
 
 def test_who_subscribed_already_is_granted():
@@ -197,21 +200,22 @@ def test_who_subscribed_already_is_granted():
 
 
 @pytest.mark.parametrize("kernel", [3, 4])
-def test_10_9_and_10_10_are_asked_for_all_descriptions_and_all_counters(kernel):
+def test_10_9_and_10_10_are_asked_for_all_counters_and_all_descriptions(kernel):
+    """Counters first, so that a flow has them from the beginning: an update would count what it moved earlier as new."""
     talk = Talk(kernel)
     (request,) = talk.asked()
     requests = talk.answer(talk.wire.added(1), talk.wire.success(request.context))
     (poll,) = talk.answer(talk.wire.success(requests[0].context))
-    assert (type(poll), poll.srcref, poll.flags) == (GetSourceDescription, 2**32 - 1, 0)
+    assert (type(poll), poll.srcref, poll.flags) == (QuerySource, 2**32 - 1, 0)
+    counted = talk.wire.counted(1, talk.wire.counts(5, 5), context=poll.context)
+    (query,) = talk.answer(counted, talk.wire.success(poll.context))
+    assert type(query) is GetSourceDescription
     descriptor = talk.wire.descriptor(2, local=address("192.0.2.1", 5), remote=address("192.0.2.9", 443), state=4)
-    described = talk.wire.described(1, descriptor, context=poll.context)
-    (query,) = talk.answer(described, talk.wire.success(poll.context))
-    assert type(query) is QuerySource
-    counted = talk.wire.counted(1, talk.wire.counts(5, 5), context=query.context)
-    assert talk.answer(counted, talk.wire.success(query.context)) == []
-    events = talk.events()
-    assert (type(events[0]), type(events[-1])) == (FlowAdded, PollCompleted)
-    assert next(iter(talk.core.flows()))[1].rx_bytes == 5
+    described = talk.wire.described(1, descriptor, context=query.context)
+    assert talk.answer(described, talk.wire.success(query.context)) == []
+    added, polled = talk.events()
+    assert (type(added), type(polled)) == (FlowAdded, PollCompleted)
+    assert added.counts.rx_bytes == 5
     assert talk.later(DESCRIBE_DELAY + 0.01) == []  # what was announced is described by now
     (query,) = talk.due()
     assert type(query) is QuerySource  # known in full: counters are enough

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from kernels import KERNELS
 from virtual import VirtualMonitor
 
+from nstat_async import FlowAdded, FlowUpdated
 from nstat_async.ntstat import _subscription, _verification
 from nstat_async.testing import EmulatedKernel
 
@@ -71,3 +73,19 @@ def test_descriptions_that_never_fit_are_asked_for_one_by_one_and_do_not_grow_ol
     for _ in range(_subscription.REDESCRIBE_EVERY):
         monitor.poll()
     assert {flow.process.name for flow, _ in monitor.picture.flows.values()} == {"after"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", [8192, 1 << 20])
+def test_what_a_flow_moved_before_the_subscription_is_in_no_update(kernel, size):
+    machine = EmulatedKernel(kernel)
+    flows = [machine.open_tcp(remote=("198.51.100.1", 443), rx=1000), machine.open_udp(rx=1000)]
+    machine.advance(1.0)
+    events = []
+    monitor = VirtualMonitor(machine, receive_buffer=size, interval=1.0, sink=events.extend)
+    monitor.run(1.5)
+    for flow in flows:
+        flow.transfer(rx=5)
+    monitor.run(2.0)
+    assert [event.counts.rx_bytes for event in events if isinstance(event, FlowAdded)] == [1000, 1000]
+    assert [event.delta.rx_bytes for event in events if isinstance(event, FlowUpdated)] == [5, 5]
