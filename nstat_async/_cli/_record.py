@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import sys
+from pathlib import Path
 from typing import Any
 
 from .. import Monitor
@@ -109,12 +110,14 @@ class _Tape:
 
     def summarise(self, *, as_json: bool) -> None:
         """Print what was recorded, in a line outside of the recording."""
-        if as_json and not self.to_stdout:
-            facts = {"file": self.name, "bytes": self.size, "events": self.events, "losses": self.losses}
-            Output().line(dump({"v": 1, **facts}))
-            return
-        last = ""
+        part: Path | None = None
         with contextlib.suppress(OSError, IndexError):  # the directory cannot be listed, or is gone
             if self.recording.rotates:
-                last = f"; the last part is {self.recording.parts()[-1][1].name}"
-        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events, self.losses)}{last}")
+                part = self.recording.parts()[-1][1]
+        if as_json and not self.to_stdout:
+            last = {} if part is None else {"last_part": str(part)}
+            facts = {"file": self.name, **last, "bytes": self.size, "events": self.events, "losses": self.losses}
+            Output().line(dump({"v": 1, **facts}))
+            return
+        shown = "" if part is None else f"; the last part is {part.name}"
+        complain(f"{self.name}: {bytes_text(self.size)}, {events_text(self.events, self.losses)}{shown}")

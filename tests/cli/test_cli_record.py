@@ -120,7 +120,7 @@ def test_parts_are_written_kept_and_replayed_in_order(options, tmp_path):
     out, _ = stopped(recording("--json", "--rotate-every", "100"), lambda: len(parts()) > 3)
     summary = json.loads(out)
     assert not path.exists()
-    assert summary["file"] == str(path)
+    assert (summary["file"], summary["last_part"]) == (str(path), str(parts()[-1]))
     assert summary["bytes"] == sum(part.stat().st_size for part in parts())
     events = run_json("replay", *parts(), "--json")
     assert [e["flow"]["process"]["name"] for e in events if e["event"] == "flow_added"] == ["curl"]
