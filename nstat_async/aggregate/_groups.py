@@ -131,8 +131,7 @@ class Groups:
         targets: dict[int, Tally] = {}
         for tally in other.tallies.values():
             target = self.of_key(source or tally.source, tally.key, None, tally.first_seen)
-            target.process = target.process or tally.process
-            target.home = target.home or tally.home
+            target.describe_like(tally)
             target.absorb(tally)
             targets[tally.serial] = target
         for tally in other.sums():

@@ -445,7 +445,7 @@ class TrafficTable:
             entry.parts = 1
             entry.rebase()
             entry.tally = tally = self._groups.of_key(old.source, old.key, None, self._window.now)
-            tally.process = old.process
+            tally.describe_like(old)
             tally.count_flow(1, entry)
 
     def merge(self, other: TrafficTable, source: str | None = None) -> None:

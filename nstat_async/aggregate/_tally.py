@@ -138,6 +138,12 @@ class Tally:
         """True if nothing was ever counted here."""
         return not (self.flows or self.rx_bytes or self.tx_bytes or self.rx_packets or self.tx_packets)
 
+    def describe_like(self, other: Tally) -> None:
+        """Take over what a tally of the same group tells about its process or key, where this one does not know it."""
+        self.process = self.process or other.process
+        self.text = self.text or other.text
+        self.home = self.home or other.home
+
     def absorb(self, other: Tally) -> None:
         """Add everything of a tally that is dropped, without a change of rates."""
         self.shift(other.rx_bytes, other.tx_bytes, other.rx_packets, other.tx_packets)

@@ -449,6 +449,20 @@ def test_a_row_of_a_user_has_the_name_once_a_flow_says_it():
     assert (line["name"], line["key"]) == ("mona", 501)
 
 
+def test_a_reset_and_a_merge_keep_what_the_rows_are_called_and_where_they_run():
+    owner = attrs.evolve(CURL, user="mona")
+    for by, facts in (
+        (GroupBy.user(), {"name": "mona"}),
+        (GroupBy.processes(), {"name": "curl", "unit": "web.service"}),
+    ):
+        table, both = TrafficTable(by), TrafficTable(by)
+        table.feed(added(flow("a", owner, cgroup="/system.slice/web.service"), 1, counts(5)))
+        both.merge(table)
+        table.reset()
+        for row in (*table.rows(), *both.rows()):
+            assert {name: getattr(row, name) for name in facts} == facts
+
+
 def test_a_table_groups_by_any_field_that_the_table_of_fields_names():
     table = TrafficTable(GroupBy.field("state"))
     table.feed(added(flow("a"), 1, counts(5)))
