@@ -168,7 +168,7 @@ class Monitor:
                 lambda: feed.run(distributor), lambda error: _feed_ended(feed, distributor, error), "nstat_async feed"
             )
             # What the caller opens next has to be seen, however short it lives.
-            await feed.subscribed()
+            await distributor.unless_over(feed.subscribed)
         except BaseException:
             await self.aclose()
             raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -66,6 +66,7 @@ class Distributor:
         self.closed = False
         """True once the monitor is closed."""
         self._room: anyio.Event | None = None
+        self._at_end: Callable[[], object] | None = None
         self._newest_poll = -1
         self._poll_waiters: list[_PollWaiter] = []
 
@@ -124,11 +125,22 @@ class Distributor:
         if not self.over:
             self.over = True
             self.failure = None if failure is None else Failure(failure)
+        if self._at_end is not None:
+            self._at_end()
         for subscription in self.subscriptions:
             subscription._wake()  # noqa: SLF001
         for waiter in self._poll_waiters:
             waiter.done.set()
         self.made_room()
+
+    async def unless_over(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Wait for something of the feed, which never comes if the feed ends before."""
+        with anyio.CancelScope() as scope:
+            self._at_end = scope.cancel
+            try:
+                await wait()
+            finally:
+                self._at_end = None
 
     async def polled(self, ask: Callable[[], int | None]) -> None:
         """Ask for a poll and wait until it, or a later one, is complete; call `raise_end` if none will be.

@@ -404,6 +404,25 @@ def test_whatever_a_feed_raises_comes_at_each_read_as_if_for_the_first_time(run)
     run(main)
 
 
+def test_a_feed_that_ends_before_it_is_subscribed_does_not_hold_up_the_start(run):
+    """A feed of one's own may wait for its first look, and fail at it."""
+
+    class Early(Ready):
+        async def run(self, sink):
+            if self.raises:
+                raise ZeroDivisionError("in the feed")
+
+    async def main():
+        for raises, error in ((True, ZeroDivisionError), (False, StopAsyncIteration)):
+            early = Early()
+            early.raises = raises
+            async with Monitor(backend=early) as monitor:
+                with pytest.raises(error):
+                    await monitor.__anext__()
+
+    run(main)
+
+
 def test_a_consumer_s_filter_that_raises_fails_that_consumer_alone_and_after_what_it_let_pass(run):
     def picky(flow):
         return flow.remote.port == 443
