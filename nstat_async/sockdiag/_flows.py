@@ -21,6 +21,8 @@ from ._rows import address_of
 from ._unread import unread_flow
 
 _DEVICE = struct.Struct("=40xI")
+_UNKNOWN: Any = object()
+"""Stands for an interface that is not remembered; `None` says that there is none."""
 _SCOPED = 0xFE
 """Addresses that are valid on one link only have a first byte of at least this."""
 
@@ -91,7 +93,8 @@ def _announce(
         _, identity, cookie, _, _ = entry.last
         names, key, report = cgroups.get(entry.cgroup), (identity[0], identity[8:]), entry.report
         scoped = identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED)
-        if scoped or names is None or entry.others is not NOBODY or key not in interfaces:
+        interface = interfaces.get(key, _UNKNOWN)
+        if scoped or names is None or entry.others is not NOBODY or interface is _UNKNOWN:
             python(entry)
             continue
         entry.flow = flow = unread_flow(
@@ -103,7 +106,7 @@ def _announce(
             identity,
             None,
             entry.owner,
-            interfaces[key],
+            interface,
             entry.direction,
             namespace,
             names,

@@ -319,6 +319,7 @@ class OwnerSource:
         found = set[int]().union(*(answered & places for places in self._sought))
         self._give_up(found)
         known: tuple[int, bytes] | None = None
+        keeper: Any = None
         for (inode, pid), held_by in zip(answer.owners, chain(answer.places, repeat(None)), strict=False):
             if steps >= LEARNED_IN_A_STEP:
                 yield
@@ -335,7 +336,9 @@ class OwnerSource:
                     known = key
                     owner = owners.get(key) or owners.setdefault(key, self.processes.of(facts[pid], entry.user[0]))
                 steps += 1 if entry.flow is None else LEARNED_IN_A_STEP
-                entry.book.learn_owner(entry, owner, place)
+                if entry.keeper is not keeper:
+                    keeper, learn_owner = entry.keeper, entry.book.learn_owner
+                learn_owner(entry, owner, place)
                 if entry.state == _LISTEN:
                     self._proven = max(self._proven, entry.round + _PROVING)
         for _, pid in answer.owners:
