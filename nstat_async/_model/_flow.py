@@ -46,7 +46,8 @@ class Endpoint:
     packed: bytes
     """The address in network order: 4 bytes for IPv4, 16 for IPv6."""
     port: int
-    """The port; 0 when none is bound."""
+    """The port; 0 when none is bound, or where the kernel forgot it: Linux, the remote port of an attempt that failed, and
+    of a connection that was aborted between two polls."""
     scope_id: int | None = None
     """The interface index of a scoped (link-local) IPv6 address, else `None`."""
 

@@ -33,7 +33,7 @@ from .._model import Attribution, Direction, Flow, Outcome, Process
 from ._cgroups import CgroupSource, cgroup_of
 from ._constants import DUMPED, IPPROTO_TCP, IPPROTO_UDP, SocketState
 from ._coverage import CoverageMeter
-from ._direction import ListenerTable, weigh_direction
+from ._direction import ListenerTable, direction_by_listener, weigh_direction
 from ._entry import Entry, Others, Owner, Weight
 from ._finals import is_behind_fin
 from ._first_rows import entry_maker, first_rows
@@ -282,9 +282,15 @@ class Book:
             self.listeners.add(entry.cookie, entry.last[1])
         return entry.weight < _PROVEN and self.learn_direction(entry, message, info)
 
-    def learn_direction(self, entry: Entry, message: bytes, info: tuple[int, int]) -> bool:
-        """Weigh what a message says about the direction; True if that outweighs what was known."""
-        direction, weight = weigh_direction(entry.last[1], message, info, self.listeners)
+    def learn_direction(self, entry: Entry, message: bytes, info: tuple[int, int], *, aborted: bool = False) -> bool:
+        """Weigh what a message says about the direction; True if that outweighs what was known.
+
+        `aborted`: it is the removal of a connection whose counters and peer the kernel forgot.
+        """
+        if aborted:
+            direction, weight = direction_by_listener(entry.last[1], self.listeners)
+        else:
+            direction, weight = weigh_direction(entry.last[1], message, info, self.listeners)
         if weight <= entry.weight:
             return False
         entry.direction, entry.weight = direction, weight

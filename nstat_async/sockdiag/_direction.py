@@ -104,6 +104,11 @@ def evidence_in(
     return (ACCEPTED, _NOTHING, OPENED)[extra]
 
 
+def direction_by_listener(identity: bytes, listeners: ListenerTable) -> tuple[Direction | None, Weight]:
+    """The direction of an aborted connection. Without a peer's port it looks like a refused attempt, but may have been accepted."""
+    return (_INBOUND, _LISTENER) if listeners.covers(identity) else (None, _NONE)
+
+
 def direction_by_remains(message: bytes, info: tuple[int, int]) -> Direction | None:
     """The direction of a connection that ended in order: one of its sequence numbers is the FIN, a second one is the SYN."""
     return {1: _INBOUND, 2: _OUTBOUND}.get(extra_sequence_numbers(message, *info) or 0)

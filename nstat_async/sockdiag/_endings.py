@@ -27,6 +27,7 @@ from ._finals import (
     fin_by_peer,
     fin_by_remains,
     is_orderly,
+    is_pair,
     last_words,
     remains_of,
     sent_fin,
@@ -112,6 +113,8 @@ class Endings:
         """Ends that wait for the other end."""
         self._ended: Memory[End, tuple[float, LastWords]] = Memory(MOST_REMEMBERED)
         """Ends that are remembered for the other end on this machine, with the time until which they are."""
+        self._aborted: Memory[bytes, float] = Memory(MOST_REMEMBERED)
+        """Local ports of connections that were aborted, if their other ends are not known, with the time until which that counts."""
         self.read_at = 0.0
         """When all notifications had been read: any that come now are younger."""
         self._fresh: dict[End, Ending] = {}
@@ -189,9 +192,10 @@ class Endings:
 
         If each end received the other's FIN, a single look-up says which closed first.
         """
-        other = self._fresh.pop(here[::-1], None)
-        if other is None:
+        other = self._fresh.get(here[::-1])
+        if other is None or not self._may_be_pair(here, ending.words, other.words):
             return False
+        del self._fresh[here[::-1]]
         for end, peer in ((other, ending.words), (ending, other.words)):
             end.peer, end.fin = peer, self._fin_by(end, peer)
         if all(end.fin == (1, True) for end in (other, ending)):
@@ -244,18 +248,28 @@ class Endings:
             self._finish(ending)
             return
         here = _end_of(ending.entry)
-        waiting = self.waiting.pop(here[::-1])
+        waiting = self.waiting.get(here[::-1])
         known = self._recall(here[::-1])
-        if waiting is not None:
+        if waiting is not None and self._may_be_pair(here, ending.words, waiting.words):
+            self.waiting.pop(here[::-1])
             self._settle_by(waiting, ending.words)
             self._settle_by(ending, waiting.words)
-        elif known is not None:
+        elif known is not None and self._may_be_pair(here, ending.words, known):
             self._settle_by(ending, known)
         elif ending.open:
             self._wait(here, ending)
         else:
             self._remember(here, ending.words)
             self._finish(ending)
+
+    def _may_be_pair(self, here: End, words: LastWords, other: LastWords) -> bool:
+        """False if the other end may be another connection's: an abort, whose removal names no peer, leaves both ends free.
+
+        Then only equal counts show that they are of one connection.
+        """
+        now, ports = self._output.now, (here[0][:2], here[1][:2])
+        aborted = any((self._aborted.get(port) or 0.0) > now for port in ports)
+        return not aborted or other.cleared or is_pair(words, other)
 
     def _wait(self, here: End, ending: Ending) -> None:
         """Wait for the removal of the other end, and look up whether that is still open.
@@ -274,11 +288,14 @@ class Endings:
         here = _end_of(entry)
         if not any(here[1][:2]):
             self._remember((here[0][:2], _ANY), words)
+            if here[0][:2] not in self._book.listeners.by_port:
+                self._aborted.add(here[0][:2], self._output.now + MEMORY)
             return
         waiting = self.waiting.pop(here[::-1])
+        known = self._recall(here[::-1])
         if waiting is not None:
             self._settle_by(waiting, words)
-        elif self._is_here(entry):
+        elif known is None and self._is_here(entry):
             self._remember(here, words)
 
     def _remember(self, end: End, words: LastWords) -> None:
@@ -301,7 +318,7 @@ class Endings:
         """
         pieces, form = self._formats.cut(found)
         state, peer = found[HEADER.size + 1], last_words(found, *info_of(found, form, pieces))
-        fin = fin_by_peer(ending.words, peer)
+        fin = fin_by_peer(ending.words, peer) if self._may_be_pair(here, ending.words, peer) else None
         if fin is None or (fin.counted and state in _FIN_NOT_SENT):
             return
         self.waiting.pop(here)
@@ -390,8 +407,9 @@ class Endings:
             self._give_up(end, ending)
 
     def _give_up(self, end: End, ending: Ending) -> None:
-        self._remember(end, ending.words)
         ending.peer = self._recall((end[1][:2], _ANY))
+        if ending.peer is None:
+            self._remember(end, ending.words)
         if ending.fin is None or not ending.fin.proven:
             ending.fin = _NO_FIN  # if the other end had closed in order, its removal would have come
         ending.orderly = bool(ending.orderly)

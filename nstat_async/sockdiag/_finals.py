@@ -215,6 +215,16 @@ def fin_by_peer(words: LastWords, peer: LastWords) -> Fin | None:
     return Fin(int(words.received == peer.payload_sent + 1), proven=True)
 
 
+def is_pair(words: LastWords, peer: LastWords) -> bool:
+    """True if each of two ends received what the other one sent, in as many segments: all of it, and perhaps a FIN."""
+    return (
+        0 <= words.received - peer.payload_sent <= 1
+        and 0 <= peer.received - words.payload_sent <= 1
+        and words.data_segments == peer.data_segments_out
+        and peer.data_segments == words.data_segments_out
+    )
+
+
 def remains_of(message: bytes, found: bytes | None, *, known: bool) -> Remains:
     """What is left of a socket, by the look-up of its addresses.
 

@@ -165,7 +165,7 @@ class RemovalSource(Source):
             unknown = book.begin_other_connection(entry, pieces)
         book.coverage.grew(entry, b"" if unknown else entry.last[4], pieces[4])
         if unknown and info[1]:
-            book.learn_direction(entry, message, info)
+            book.learn_direction(entry, message, info, aborted=was_disconnected(message, *info))
         if known:
             book.complete_ends(entry, pieces[1])
             book.drop(entry)

@@ -127,6 +127,10 @@ class Memory(Generic[Key, Value]):
         if len(self._items) > self._most:
             self._items.popitem(last=False)
 
+    def get(self, key: Key) -> Value | None:
+        """The item with this key; `None` if there is none."""
+        return self._items.get(key)
+
     def pop(self, key: Key) -> Value | None:
         """Take out the item with this key; `None` if there is none."""
         return self._items.pop(key, None)

@@ -230,3 +230,96 @@ def test_who_aborts_resets_the_other_end(order, known):
         assert 80 not in ends.since(begin)
         ends.wait(0.3)
     assert ends.since(begin)[80] == (100, False, Outcome.RESET_THERE)
+
+
+def shorter(sock: FakeSocket, received: int) -> FakeSocket:
+    """The server's end of a later connection between the same ends, on which less came."""
+    return attrs.evolve(sock, cookie=9, info={**sock.info, TcpInfo.BYTES_RECEIVED: received, TcpInfo.DELIVERED: 1})
+
+
+def test_an_end_of_an_earlier_connection_proves_nothing_of_one_that_the_other_end_aborted():
+    """An abort leaves both ends free at once, and its removal does not name the peer: the one before it is no evidence."""
+    ends = Ends()
+    assert ends.removed(ends.client)[40000][:2] == (0, True)
+    ends.removed(aborted(ends), shorter(ends.server, 50))
+    begin = len(ends.events)
+    ends.wait(0.3)
+    assert ends.since(begin) == {80: (50, False, Outcome.RESET_THERE)}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("together", [True, False])
+def test_an_end_whose_other_one_was_aborted_is_not_settled_with_that_of_the_next_connection(together, closed):
+    """Whether it had closed itself or not."""
+    ends = Ends()
+    ends.removed(aborted(ends))
+    reset, later = shorter(ends.server, 50), attrs.evolve(ends.client, cookie=10)
+    reset.info[TcpInfo.DELIVERED] = 1 + closed
+    begin = len(ends.events)
+    for batch in [[reset, later]] if together else [[reset], [later]]:
+        ends.removed(*batch)
+    ends.wait(0.3)
+    assert ends.since(begin)[80] == (50, False, Outcome.RESET_THERE)
+
+
+def test_an_abort_whose_ends_are_known_is_the_other_end_whatever_was_aborted_before():
+    ends = Ends(known=True)
+    ends.removed(attrs.evolve(aborted(ends), cookie=11))
+    ends.removed(aborted(ends))
+    reset = attrs.evolve(ends.server, unread=5, info={**ends.server.info, TcpInfo.BYTES_RECEIVED: 100})
+    assert ends.removed(reset) == {80: (100, False, Outcome.RESET_THERE)}
+
+
+def test_after_an_abort_the_other_end_of_a_later_connection_is_known_by_its_counts():
+    ends = Ends()
+    counts = {TcpInfo.DATA_SEGS_OUT: 1, TcpInfo.BYTES_SENT: 49, TcpInfo.BYTES_ACKED: 51}
+    later = attrs.evolve(ends.client, cookie=10, info={**ends.client.info, **counts})
+    ends.removed(aborted(ends))
+    assert ends.removed(later, shorter(ends.server, 50))[80][:2] == (49, True)
+
+
+@pytest.mark.parametrize("sent", [49, 60])
+def test_after_an_abort_a_living_end_is_the_other_one_only_if_its_counts_are_equal(sent):
+    """Else it is that of the next connection."""
+    ends = Ends()
+    ends.removed(aborted(ends))
+    counts = {TcpInfo.DATA_SEGS_OUT: 1, TcpInfo.BYTES_SENT: sent}
+    ends.sockets[8] = attrs.evolve(ends.client, state=SocketState.FIN_WAIT2, info={**ends.client.info, **counts})
+    begin = len(ends.events)
+    ends.removed(shorter(ends.server, 50))
+    ends.wait(0.3)
+    assert ends.since(begin)[80][:2] == ((49, True) if sent == 49 else (50, False))
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_an_abort_whose_ends_are_known_is_settled_with_the_end_that_was_reported_before(end):
+    """Neither is evidence about the next connection between the two."""
+    ends = Ends(known=True)
+    assert ends.removed(ends.client)[40000][:2] == (0, True)
+    ends.removed(attrs.evolve(ends.server, remote_port=0, unacked=65_000, info={}))
+    answered = attrs.evolve(ends.client, cookie=10, info={**ends.client.info, **ANSWERED})
+    assert ends.removed(answered if end == "client" else shorter(ends.server, 50)) == {}
+    begin = len(ends.events)
+    ends.wait(0.3)
+    assert [proven for _, proven, _ in ends.since(begin).values()] == [False]
+
+
+@pytest.mark.parametrize("was_aborted", [True, False])
+def test_an_end_that_was_given_up_is_remembered_unless_the_other_one_was_aborted(was_aborted):
+    ends = Ends(BYTES_SENT=50, BYTES_ACKED=51, BYTES_RECEIVED=100, DELIVERED=1)
+    ends.removed(ends.server, *([aborted(ends)] if was_aborted else []))
+    ends.wait(0.3)
+    ends.wait(MEMORY - 0.1)  # the abort is forgotten; the end would not be
+    begin = len(ends.events)
+    ends.removed(attrs.evolve(ends.client, cookie=10, info={**ends.client.info, **ANSWERED}))
+    assert ends.since(begin) == ({} if was_aborted else {40000: (50, True, THERE)})
+
+
+def test_aborts_of_a_server_leave_the_ends_of_its_other_connections_their_proofs():
+    """They have its port in common, which tells nothing of the client's end."""
+    ends = Ends()
+    ends.sockets[1] = FakeSocket(1, local_port=80, remote=bytes(4), remote_port=0, state=SocketState.LISTEN)
+    ends.poll()
+    ends.removed(attrs.evolve(ends.server, cookie=11, remote_port=0, unacked=65_000, info={}))
+    ends.client.info[TcpInfo.BYTES_SENT] = 130  # and a reset took what the server did not receive
+    assert ends.removed(ends.client, ends.server)[80][:2] == (101, True)

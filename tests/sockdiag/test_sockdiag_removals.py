@@ -7,7 +7,7 @@ import pytest
 from sockdiag_fakes import PEER, FakeKernel, FakeSocket, flow_events, kinds, traffic
 
 from nstat_async._events import EventsLost, FlowRemoved, LossCause, RemovalReason
-from nstat_async._model import Outcome, Provider
+from nstat_async._model import Direction, Outcome, Provider
 from nstat_async.sockdiag import DiagAttribute, SocketState, TcpInfo
 
 
@@ -83,6 +83,20 @@ def test_an_aborted_socket_keeps_its_last_known_counts(connected):
     assert (removed.counts.rx_bytes, str(removed.flow.remote)) == (5, "198.51.100.9:80")
     assert kinds(short) == ["FlowAdded", "EventsLost", "FlowRemoved"]
     assert (short[0].counts, short[2].counts) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("left", "listening", "direction"),
+    [(65_000, True, Direction.INBOUND), (65_000, False, None), (3, True, Direction.OUTBOUND)],
+    ids=["accepted", "unknown", "failed attempt"],
+)
+def test_who_began_an_aborted_connection_is_known_by_its_listener_alone(kernel, left, listening, direction):
+    """If no poll had it: the kernel forgot the port of its peer, as it does that of an attempt that failed."""
+    if listening:
+        kernel.sockets[1] = FakeSocket(1, b"\0" * 4, 80, b"\0" * 4, 0, state=SocketState.LISTEN)
+    kernel.start()
+    kernel.feed(FakeSocket(5, local_port=80, remote_port=0, unacked=left).message(final=True), 1)
+    assert kernel.run()[-1].flow.direction is direction
 
 
 @pytest.mark.parametrize("marked", [1, 5])
