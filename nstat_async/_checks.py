@@ -61,6 +61,7 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     Raises:
         UsageError: It is neither.
     """
+    doing = "writing" if mode == "wb" else "reading"
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
@@ -71,8 +72,10 @@ def check_path(name: str, value: Any, mode: str | None = None) -> None:
     if isinstance(value, io.TextIOBase):
         raise UsageError(f"{name}: {value!r} is a text file; open it with mode {mode!r}")
     if not callable(getattr(value, "write" if mode == "wb" else "read", None)):
-        doing = "writing" if mode == "wb" else "reading"
         raise UsageError(f"{name}: {value!r} is neither a path nor a file that is open for {doing}")
+    can: Any = getattr(value, "writable" if mode == "wb" else "readable", None)
+    if getattr(value, "closed", False) or (can is not None and not can()):
+        raise UsageError(f"{name}: {value!r} is not open for {doing}")
 
 
 def _is_encodable(text: str) -> bool:

@@ -223,6 +223,12 @@ def test_the_example_s_kernel_that_is_not_there_is_an_error_at_the_first_read(to
     anyio.run(main)
 
 
+def closed_file():
+    file = io.BytesIO()
+    file.close()
+    return file
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -240,6 +246,7 @@ def test_the_example_s_kernel_that_is_not_there_is_an_error_at_the_first_read(to
         (lambda: Replay([]), "recording: no file is given"),
         (lambda: Replay(["x", 5]), "recording: 5 is neither a path nor a file"),
         (lambda: Replay(io.StringIO()), "recording: .* is a text file; open it with mode 'rb'"),
+        (lambda: Replay(closed_file()), "recording: .* is not open for reading"),
         (lambda: Replay("x", kernel="y"), "kernel: no XNU version in 'y'"),
         (lambda: Replay("x", speed="1"), "speed: '1' is not a positive number"),
         (lambda: Replay("x", timebase=5), "timebase: 5 is not a pair of positive whole numbers"),

@@ -100,6 +100,35 @@ def test_what_a_full_disk_holds_is_the_beginning_of_the_run():
     assert_same(again, run[: len(again)])
 
 
+class Stubborn(io.BytesIO):
+    """Fails with an error of its own from some time on, as a file of a library may."""
+
+    failure: Exception | None = None
+
+    def write(self, data: Any) -> int:
+        if self.failure is not None:
+            raise self.failure
+        return super().write(data)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyError("bucket")])
+def test_a_file_that_fails_in_its_own_way_ends_the_recording_and_nothing_else(error):
+    async def main() -> None:
+        file = Stubborn()
+        kernel = EmulatedKernel()
+        with anyio.fail_after(GENEROUS):
+            async with Monitor(backend=kernel.backend(), interval=0.01, record_to=file) as monitor:
+                await monitor.poll_now()
+                file.failure = error
+                async for event in monitor:
+                    if isinstance(event, AuxiliaryFailed):
+                        assert event.detail == f"the recording ends here: {str(error) or 'RuntimeError'}"
+                        break
+                await monitor.poll_now()
+
+    anyio.run(main)
+
+
 def test_a_file_that_somebody_closed_is_said_as_well():
     async def main() -> None:
         file = io.BytesIO()
@@ -495,6 +524,26 @@ def test_only_the_newest_parts_are_kept_and_foreign_files_stay(tmp_path):
     assert after[-1].name > before[-1].name, "numbers go on"
     for part in after:
         assert replayed(part)
+
+
+def test_an_old_part_that_somebody_else_deleted_is_no_trouble(tmp_path, monkeypatch):
+    listed = Recording.parts
+    monkeypatch.setattr(Recording, "parts", lambda self: [(0, tmp_path / "deleted"), *listed(self)])
+    run = Run(Recording(tmp_path / "day.nstat", max_seconds=5, keep=3), seconds=30)
+    assert not [event for event in run.events if isinstance(event, AuxiliaryFailed)]
+
+
+def test_bytes_of_a_recording_whose_next_part_cannot_be_opened_are_counted_once(tmp_path, monkeypatch):
+    run = Run(Recording(tmp_path / "day.nstat", max_seconds=30), seconds=25, keep_events=False)
+
+    def refuse(*_arguments: Any, **_more: Any) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    run.go_on(seconds=10)
+    figures = run.recorded.statistics()
+    assert figures["failed_recorder"] == 1
+    assert figures["recorded_bytes"] == sum(part.stat().st_size for part in parts(tmp_path / "day.nstat")) > 0
 
 
 def test_what_waits_to_be_written_and_what_is_read_at_once_have_a_bound(tmp_path, monkeypatch):

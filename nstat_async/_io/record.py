@@ -143,7 +143,7 @@ class RecordedCore:
             return
         try:
             self._recorder.write(records, self._known)
-        except (OSError, ValueError, NstatError) as error:  # ValueError: somebody closed the file
+        except Exception as error:  # noqa: BLE001  # whatever the file does, e.g. of a library, the monitor goes on
             self._give_up(error)
 
     def _known(self) -> Iterator[Record]:
@@ -161,7 +161,8 @@ class RecordedCore:
     def _report(self, error: Exception) -> None:
         _log.debug("the recording ends here: %s", error)
         self._failures += 1
-        detail = f"the recording ends here: {getattr(error, 'strerror', None) or error}"
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        detail = f"the recording ends here: {what}"
         time = (self._time + self._zero) / 1e9 + self._offset
         self._failed.append(AuxiliaryFailed(time, Auxiliary.RECORDER, detail))
 

@@ -72,10 +72,11 @@ class Recorder:
         return limits.max_seconds is not None and time_ns - self._began_ns >= limits.max_seconds * 1e9
 
     def _next_part(self, time_ns: int, repeat: Callable[[], Iterable[Record]]) -> None:
+        size = self.size
         self._file.close()
-        self._earlier += self._writer.size
         self._began_ns = time_ns
         self._open()
+        self._earlier = size
         self._writer.write_batch([record._replace(time_ns=time_ns) for record in repeat()])
         self._drop_oldest()
 
@@ -114,10 +115,11 @@ class Recorder:
         if keep is None:
             return
         for _, path in self._recording.parts()[: -int(keep)]:
-            with path.open("rb") as file:
-                ours = is_ours(file)
-            if ours:
-                path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # somebody else deleted it
+                with path.open("rb") as file:
+                    ours = is_ours(file)
+                if ours:
+                    path.unlink()
 
 
 def _spare(path: Path) -> None:

@@ -205,6 +205,8 @@ def _read_some(file: BinaryIO) -> bytes:
     except OSError as error:
         error.filename = error.filename or _name_of(file)
         raise
+    except ValueError as error:
+        raise RecordingError(f"it cannot be read: {error}") from error  # it is closed
     if data is None:
         raise BlockingIOError("the recording's file is non-blocking; give one that blocks")
     if not isinstance(data, bytes):

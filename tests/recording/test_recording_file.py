@@ -105,6 +105,13 @@ def test_paths_are_opened_and_closed(tmp_path, compress):
         assert recording._file.closed
 
 
+def test_a_closed_file_is_no_recording():
+    file = io.BytesIO(b"x")
+    file.close()
+    with pytest.raises(errors.RecordingError, match="cannot be read: I/O operation on closed file"):
+        open_recording(file)
+
+
 def test_a_refused_path_is_closed(tmp_path):
     """Nothing stays open when the file is no recording."""
     path = tmp_path / "none"
