@@ -77,7 +77,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
     """What was imported and collected stays to the end: no test looks through it for what it left behind."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # whoever counts on it calls gc.collect()
     gc.enable()

@@ -1,6 +1,6 @@
 """Attach the source by a BPF token: in a user namespace without any privilege outside, from a bpffs that root delegated.
 
-Prints what `test_ebpf_living.py` compares. Needs root, and Linux 6.9.
+Prints what `test_ebpf_granted_living.py` compares. Needs root, and Linux 6.9.
 """
 
 from __future__ import annotations

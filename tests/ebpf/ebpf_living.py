@@ -66,7 +66,7 @@ def refused() -> str | None:
         with own_namespace(), EbpfSource.attach() as source:
             whole = source.tier is ALL
             return None if whole else f"only tier {source.tier.value}: {source.refusals}"
-    except (OSError, BackendUnavailableError, subprocess.CalledProcessError) as error:
+    except (OSError, BackendUnavailableError) as error:
         return str(error)
 
 
@@ -178,6 +178,12 @@ class Watch:
         self.maps.close()
         self.source.close()
 
+    def forget(self) -> None:
+        """Forget what was reported so far."""
+        self.drain()
+        for told in (self.records, self.datagrams, self.evidence):
+            told.clear()
+
     def drain(self) -> None:
         batch: list[bytes] = []
         while self.ring.read_into(batch, 16):
@@ -224,3 +230,42 @@ class Watch:
 
 def is_end(evidence, number: int) -> bool:
     return isinstance(evidence, Ended) and evidence.facts.cookie == number
+
+
+def udp(bind=True):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if bind:
+        sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+def listener():
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(64)
+    return sock
+
+
+def accepted(server):
+    client = socket.create_connection(server.getsockname()[:2])
+    return client, server.accept()[0]
+
+
+def exchange(client, server, up, down):
+    for sender, receiver, size in ((client, server, up), (server, client, down)):
+        sender.sendall(bytes(size))
+        left = size
+        while left:
+            left -= len(receiver.recv(left))
+
+
+def names(evidence):
+    return [type(e).__name__ for e in evidence]
+
+
+def entries(watch):
+    return [row for row in watch.rows(Operation.FLOWS) if row.cookie not in watch.source.own_cookies]
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))

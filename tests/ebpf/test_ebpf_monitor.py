@@ -16,6 +16,7 @@ import pytest
 from ebpf_living import ALL, LIMIT, NET, NotReportedError, again, needs_calls
 from ebpf_monitored import Seen, check_short_processes, connection, ends, monitored, own, port, short_processes, udp
 
+from examples import THOROUGH
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted, Visibility
 from nstat_async._model import Direction
 from nstat_async.backends import Replay
@@ -25,12 +26,12 @@ pytestmark = [pytest.mark.privileged, pytest.mark.linux, pytest.mark.timeout(NET
 
 @again
 def test_every_short_process_has_its_flows(namespace, traffic):
-    """200 processes with one connection and 200 with datagrams, gone at once: bytes, pid and name exact, each end once."""
-    truth = {}
+    """Processes with one connection and others with datagrams, gone at once: bytes, pid and name exact, each end once."""
+    truth, count = {}, 200 if THOROUGH else 50
 
     async def work(seen: Seen) -> None:
-        truth.update(await asyncio.to_thread(short_processes, traffic, 200))
-        await seen.until(lambda: len(ends(seen.events, truth)) == 4 * 200)
+        truth.update(await asyncio.to_thread(short_processes, traffic, count))
+        await seen.until(lambda: len(ends(seen.events, truth)) == 4 * count)
 
     seen = monitored(work, interval=0.5, overflow="all")
     check_short_processes(seen.events, truth, packets=True)

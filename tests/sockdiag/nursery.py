@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -10,8 +9,12 @@ import sys
 import traceback
 from typing import Any
 
+from own_namespace import call, loopback_up
+
 NETWORK, MOUNTS, PROCESSES = 0x40000000, 0x20000, 0x20000000
 """Namespaces that a program may have of its own (``clone(2)``)."""
+_PRIVATE = 0x44000
+"""MS_REC | MS_PRIVATE of ``mount(2)``."""
 
 
 class Nursery:
@@ -77,7 +80,7 @@ def _end(program: str, namespaces: int) -> None:
     """Run the program in this process, and end with it."""
     status = 1
     try:
-        _unshare(namespaces)
+        unshare(namespaces)
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
         status = 0
     except SystemExit as end:
@@ -90,18 +93,18 @@ def _end(program: str, namespaces: int) -> None:
         os._exit(status)
 
 
-def _unshare(namespaces: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(namespaces):
-        raise OSError(ctypes.get_errno(), "unshare")
+def unshare(namespaces: int) -> None:
+    """The caller goes on in namespaces of its own, in a process of its own if one of them is of processes."""
+    call("unshare", namespaces)
     if namespaces & PROCESSES:
         for _ in range(2):  # the first process of the new namespace, which stays root's, and the program
             if child := os.fork():
                 os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     if namespaces & MOUNTS:
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-        subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+        call("mount", b"none", b"/", None, _PRIVATE, None)
+        call("mount", b"proc", b"/proc", b"proc", 0, None)
     if namespaces & NETWORK:
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        loopback_up()
 
 
 if __name__ == "__main__":
