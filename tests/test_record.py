@@ -234,6 +234,8 @@ def test_a_reader_of_a_pipe_that_is_late_gets_everything_and_holds_up_nobody(tmp
     monkeypatch.setattr(pump, "STOP_SECONDS", 0.0)  # what a cancellation would leave is not enough
     os.mkfifo(tmp_path / "pipe")
     kernel = EmulatedKernel()
+    for number in range(300):
+        kernel.open_tcp(number + 1, "curl", remote=("192.0.2.9", 443))
     parts = []
 
     def read(reader: Any) -> None:

@@ -157,9 +157,9 @@ class Small:
 @pytest.mark.parametrize(
     ("name", "flows", "size"),
     [
-        ("xnu-11417.121.6", 3_000, 8192),
+        ("xnu-11417.121.6", 1_000, 8192),
         *(
-            (name, 300, size)
+            (name, 100, size)
             for name in ("xnu-2422.115.4", "xnu-4570.1.46", "xnu-11417.121.6")
             for size in (1024, 8192, 16384, None)
         ),

@@ -78,14 +78,14 @@ def test_a_slow_reader_does_not_stop_the_monitor(pipe):
     """The kernel is polled while nobody reads, and what is read then is true: the totals of the moment."""
     reading, output = pipe
     kernel = EmulatedKernel()
-    flows = [kernel.open_tcp(pid=number, name="busy", remote=("2001:db8::1", 443)) for number in range(200)]
+    flows = [kernel.open_tcp(pid=number, name="busy", remote=("2001:db8::1", 443)) for number in range(100)]
 
     async def main() -> bytes:
         async with Monitor(backend=kernel.backend(), interval=0.01) as monitor, anyio.create_task_group() as tasks:
             tasks.start_soon(stream, monitor, output, JsonFormatter().lines, Limits(recorded=False))
             polls = 0
             with anyio.fail_after(120):
-                while polls < 60:
+                while polls < 40:
                     for flow in flows:
                         flow.transfer(rx=10)
                     await monitor.poll_now()
@@ -100,9 +100,9 @@ def test_a_slow_reader_does_not_stop_the_monitor(pipe):
             return found
 
     text = anyio.run(main)
-    assert text.count(b"flow_removed") == 200
+    assert text.count(b"flow_removed") == 100
     # Far fewer updates than happened: those that nobody read were replaced by newer ones.
-    assert text.count(b"flow_updated") < 200 * 30
+    assert text.count(b"flow_updated") < 100 * 20
 
 
 @pytest.mark.parametrize("arguments", [("replay", "--json"), ("replay",), ("messages",)])

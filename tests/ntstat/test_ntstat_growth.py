@@ -391,7 +391,7 @@ def test_bytes_and_packets_that_are_read_alone_are_those_of_the_counts(number):
 def test_what_is_reported_without_a_second_look_is_what_a_look_at_each_message_says(number, every):
     """With an observer each message goes to its handler; datagrams of one message are the third way."""
     rng, wire = random.Random(number), Wire(number)
-    messages = list(story(wire, 600, rng))
+    messages = list(story(wire, 300, rng))
     datagrams = []
     while messages:
         many = rng.randint(1, 6)

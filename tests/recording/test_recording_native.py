@@ -244,10 +244,10 @@ def test_feeding_bytes_one_by_one_costs_linear_time():
 
 
 def test_memory_is_bounded_by_one_record():
-    """A megabyte of garbage leaves at most a record's head in the reader."""
+    """However much garbage comes, at most a record's head is left in the reader."""
     reader = RecordingReader()
     reader.feed(write())
-    for _ in range(20):
+    for _ in range(5):
         assert reader.feed(b"\xd3\xa9\x01" * 20_000) == []
         assert len(reader._parser._buffer) < 64
     assert kinds(reader.close()) == ["damage"]
