@@ -15,6 +15,7 @@ import anyio
 import forked
 import httpx
 import pytest
+from plain_http import PLAIN
 
 from nstat_async import backends
 from nstat_async.aggregate import ProcessTable
@@ -73,7 +74,7 @@ def test_the_prometheus_example_can_be_scraped(capsys):
                 while not (match := re.search(r"http\S+", text)):
                     text += capsys.readouterr().out
                     await anyio.sleep(0.005)
-                async with httpx.AsyncClient(trust_env=False) as client:
+                async with httpx.AsyncClient(**PLAIN) as client:
                     while "nstat_up 1.0" not in (await client.get(match[0])).text:
                         await anyio.sleep(0.01)
                     flow = kernel.open_tcp(pid=42, name="curl", remote=("2001:db8::1", 443))
@@ -126,7 +127,7 @@ def test_the_server_example_serves_a_recording():
             assert url.startswith("http://127.0.0.1:")
 
             async def main():
-                async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
+                async with httpx.AsyncClient(base_url=url, **PLAIN) as client:
                     with anyio.fail_after(120):
                         while True:
                             seen = (await client.get("/processes")).json()

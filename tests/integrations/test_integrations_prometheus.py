@@ -15,6 +15,7 @@ import attrs
 import httpx
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, until, updated
+from plain_http import PLAIN
 from test_integrations_serving import serving
 
 from nstat_async import Coverage, __version__
@@ -203,7 +204,7 @@ def test_a_real_prometheus_scrapes_the_server(tmp_path):
             ]  # fmt: skip
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as prometheus:
                 try:
-                    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", **PLAIN) as client:
                         with anyio.fail_after(120):
                             query = {"query": 'nstat_unit_receive_bytes_total{unit="nginx.service"}'}
                             while not (found := await result_of(client, query)):

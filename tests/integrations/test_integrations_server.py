@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, removed, until, updated
+from plain_http import PLAIN
 
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
@@ -30,7 +31,7 @@ async def served(monitor, **options):
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started or task.done())
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", **PLAIN) as client:
         try:
             yield client
         finally:

@@ -16,6 +16,7 @@ import forked
 import httpx
 import pytest
 from aggregate_events import FakeMonitor, until
+from plain_http import PLAIN
 
 from nstat_async._errors import NstatError, UsageError
 from nstat_async.integrations import _serving, server
@@ -47,10 +48,10 @@ def client_of(app, peer="127.0.0.1", url="http://127.0.0.1:8765", **options):
 
 @pytest.mark.asyncio
 async def test_it_says_where_it_listens_and_answers_there():
-    async with serving() as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with serving() as (address,), httpx.AsyncClient(**PLAIN) as client:
         assert (await client.get(address)).status_code == 200
         assert (await client.get(f"{address}metrics")).status_code == 200
-    async with serving(metrics=False) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with serving(metrics=False) as (address,), httpx.AsyncClient(**PLAIN) as client:
         assert (await client.get(f"{address}metrics")).status_code == 404
 
 
@@ -67,7 +68,7 @@ async def test_open_streams_get_ended_when_the_server_stops():
     lines = []
     async with contextlib.AsyncExitStack() as stack:
         async with serving(monitor) as (address,):
-            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=120))
+            client = await stack.enter_async_context(httpx.AsyncClient(**PLAIN))
             response = await stack.enter_async_context(client.stream("GET", f"{address}events"))
             reader = response.aiter_lines()
             assert await anext(reader) == "event: hello"
@@ -97,7 +98,7 @@ async def test_a_recorded_run_that_failed_stays_to_be_looked_at(monkeypatch):
     monkeypatch.setattr(server, "LAST_WORDS_SECONDS", 0.0)
     monitor, error = FakeMonitor(), NstatError("the kernel went away")
     error.recorded = True
-    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with serving(monitor) as (address,), httpx.AsyncClient(**PLAIN) as client:
         monitor.end(error)
         while (await client.get(f"{address}healthz")).status_code != 503:
             await asyncio.sleep(0)
@@ -121,7 +122,7 @@ async def test_a_unix_socket_is_for_its_user_alone_and_is_taken_away(tmp_path):
     async with serving(unix_socket=path) as (address,):
         assert address == f"unix:{path}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        transport = httpx.AsyncHTTPTransport(uds=str(path), verify=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://any.name", timeout=120) as client:
             assert (await client.get("/processes")).json()["state"] == "running"
         with pytest.raises(ListenError, match=r"nstat\.sock"):
@@ -164,7 +165,7 @@ async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_
                     while True:
                         answer += await stream.receive()
                 assert b"HTTP/1.1 400" in answer
-        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+        async with httpx.AsyncClient(**PLAIN) as client:
             assert (await client.get(address)).status_code == 200
     assert not caplog.records
 
@@ -173,7 +174,7 @@ async def test_who_breaks_the_rules_of_http_is_refused_and_fills_no_log(request_
 async def test_who_never_ends_a_request_is_let_go_and_an_open_stream_is_not(monkeypatch):
     monkeypatch.setattr(_serving, "PATIENCE_TICKS", 2)
     monitor = FakeMonitor()
-    async with serving(monitor) as (address,), httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with serving(monitor) as (address,), httpx.AsyncClient(**PLAIN) as client:
         port = int(address.rstrip("/").rpartition(":")[2])
         async with client.stream("GET", f"{address}events") as response:
             lines = response.aiter_lines()
@@ -304,7 +305,7 @@ def test_a_signal_ends_it_quietly(tmp_path):
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         ) as child:
             url = child.stdout.readline().strip()
-            with httpx.stream("GET", f"{url}events", timeout=120, trust_env=False) as response:
+            with httpx.stream("GET", f"{url}events", **PLAIN) as response:
                 lines = response.iter_lines()
                 assert next(lines) == "event: hello"
                 child.send_signal(number)
