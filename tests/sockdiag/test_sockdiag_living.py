@@ -721,13 +721,10 @@ def test_another_namespace_named_twice_has_the_first_name():
 
 @pytest.mark.privileged
 @privileged
-def test_a_user_without_capabilities_sees_all_flows_and_the_processes_of_its_own():
+def test_a_user_without_capabilities_sees_all_flows_and_the_processes_of_its_own(nursery):
     """A user without any capability sees all flows with exact final bytes, and the processes of the own user only."""
-    script = f"""
-import os, socket, sys
-"127.0.0.1".encode("idna")  # what is imported late must be there before the other user, who may not look here
-sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__)]!r}
-import nstat_async._io.linux, nstat_async._io.netlink
+    program = """
+import os, socket
 from sockdiag_fakes import LiveDriver
 from nstat_async.backends import SockDiag
 from nstat_async._options import MonitorOptions
@@ -737,7 +734,7 @@ c = socket.create_connection(l.getsockname()); a, _ = l.accept()
 with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
     live.poll()
     (own,) = live.added(c.getsockname()[1])
-    (foreign,) = live.added(int(sys.argv[1]))
+    (foreign,) = live.added(PORT)
     assert own.flow.process.pid == os.getpid(), own
     assert own.flow.process.uid == 65534
     assert foreign.flow.process is None, foreign
@@ -750,7 +747,5 @@ with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
 print("as expected")
 """
     with listen() as listener:
-        # The interpreter of a virtual environment may lie where the other user may not look: begin as root.
-        command = [sys.executable, "-c", script, str(port(listener))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "as expected\n", done.stderr
+        _, out, err = nursery.run(f"PORT = {port(listener)}\n{program}")
+    assert out == "as expected\n", err

@@ -287,20 +287,25 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture(scope="module", params=["", "70", "148 149", "0"])
+def table(request):
+    """The process of a table of descriptors, of which some were closed."""
+    with child(SOCKETS, *request.param.split()) as process:
+        yield process.pid
+
+
 @pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
 @pytest.mark.parametrize("most", [1, 64, 1000])
-@pytest.mark.parametrize("closed", ["", "70", "148 149", "0"])
-def test_every_descriptor_of_a_table_is_read_once_with_gaps_and_without(take, most, closed):
-    with child(SOCKETS, *closed.split()) as process:
-        directory = f"/proc/{process.pid}/fd"
-        there = {int(number): tables.inode_of(os.readlink(f"{directory}/{number}")) for number in os.listdir(directory)}
-        found, waiting = [], None
-        while waiting is None or waiting:
-            part, waiting = take(process.pid, waiting, most)
-            assert len(part) <= most
-            found += part
-        assert {number: inode for inode, number in found} == there
-        assert len(found) == len(there) > 140
+def test_every_descriptor_of_a_table_is_read_once_with_gaps_and_without(take, most, table):
+    directory = f"/proc/{table}/fd"
+    there = {int(number): tables.inode_of(os.readlink(f"{directory}/{number}")) for number in os.listdir(directory)}
+    found, waiting = [], None
+    while waiting is None or waiting:
+        part, waiting = take(table, waiting, most)
+        assert len(part) <= most
+        found += part
+    assert {number: inode for inode, number in found} == there
+    assert len(found) == len(there) > 140
 
 
 @pytest.mark.parametrize("size", [0, 3])

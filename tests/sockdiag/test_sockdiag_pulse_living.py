@@ -6,13 +6,13 @@ import errno
 import os
 import resource
 import socket
-import subprocess
 import sys
 import threading
 import types
 
 import anyio
 import pytest
+from nursery import NETWORK
 from test_sockdiag_living import drive, inside, listen, pair, port, privileged
 from test_sockdiag_owners import child
 
@@ -261,37 +261,30 @@ def test_looks_that_go_on_failing_end_the_pulse_and_nothing_else(monkeypatch, fa
 @pytest.mark.privileged
 @privileged
 @pytest.mark.parametrize("whose", ["own", "root's"])
-def test_who_may_look_has_the_owners_of_short_flows(whose):
+def test_who_may_look_has_the_owners_of_short_flows(nursery, whose):
     """An ordinary user those of its own processes, with two capabilities those of others as well, whatever its uid is."""
-    done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", f'ip link set lo up && exec "{sys.executable}" -c "$0" "{whose}"', NOT_ROOT],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout == "found\n", done.stderr
+    _, out, err = nursery.run(f"WHOSE = {whose!r}\n{NOT_ROOT}", NETWORK)
+    assert out == "found\n", err
 
 
-NOT_ROOT = f"""
-import os, sys
-sys.path[:0] = {[os.getcwd(), os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]!r}
-"127.0.0.1".encode("idna")
-import ctypes, struct
-import nstat_async._io.netlink
-import test_sockdiag_pulse_living as tests
+NOT_ROOT = """
+import ctypes, os, socket, struct, sys
+from sockdiag_fakes import LiveDriver
+from nstat_async import PollCompleted
+from nstat_async._options import MonitorOptions
+from nstat_async.backends import SockDiag
 libc, (begin, beginning), (end, ending) = ctypes.CDLL(None), os.pipe(), os.pipe()
 def client():
     pid = os.fork()
     if not pid:
         os.close(beginning), os.close(ending)
         os.read(begin, 1)
-        connection = tests.socket.create_connection(listener.getsockname())
+        connection = socket.create_connection(listener.getsockname())
         os.read(end, 1)
         os._exit(0)
     return pid
-with tests.listen() as listener:
-    roots = sys.argv[1] == "root's" and client()
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    roots = WHOSE == "root's" and client()
     libc.prctl(8, 1)  # PR_SET_KEEPCAPS
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     rights = 1 << 2 | 1 << 19 if roots else 0  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
@@ -299,9 +292,12 @@ with tests.listen() as listener:
         sys.exit("capset")
     libc.prctl(4, 1)  # PR_SET_DUMPABLE: what is forked from here may be looked at, as any process of this user
     pid = roots or client()
-    with tests.beating() as live:
+    with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None, ebpf="off", pulse=0.005))) as live:
+        live.until(lambda: any(channel >= 1 << 17 for channel in live.channels))
+        live.until(lambda: sum(isinstance(event, PollCompleted) for event in live.events) == 2)
         os.write(beginning, b"!")
-        (owner,) = live.until(lambda: [f.process for f, _ in live.core.flows() if f.remote == tests.there(listener) and f.process])
+        here = listener.getsockname()[1]
+        (owner,) = live.until(lambda: [f.process for f, _ in live.core.flows() if f.remote and f.remote.port == here and f.process])
         print("found" if owner.pid == pid else owner)
         os.close(ending)
         os.waitpid(pid, 0)

@@ -9,6 +9,7 @@ import sys
 
 import forked
 import pytest
+from nursery import MOUNTS, NETWORK
 from sockdiag_fakes import FakeKernel, FakeSocket
 from test_sockdiag_living import privileged
 
@@ -211,7 +212,9 @@ def test_where_rtnetlink_is_forbidden_interfaces_are_unknown_and_nothing_else_is
 
 
 @living
-@pytest.mark.parametrize("limit", [5, 6, 8, 10, 12])
+@pytest.mark.parametrize(
+    "limit", [5, pytest.param(6, marks=pytest.mark.slow), 8, 10, pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_few_descriptors_are_said_in_words(limit):
     """It fails for want of them, or goes on with less; never with a number, never with a traceback."""
 
@@ -229,18 +232,25 @@ def test_few_descriptors_are_said_in_words(limit):
         assert "ulimit -n" in done.stderr
 
 
+WITHOUT_PROC = """
+from nursery import MOUNTS, unshare
+from own_namespace import call
+from nstat_async import _cli, _doctor
+unshare(MOUNTS)
+for _ in range(2):  # the one over it, and that of the machine
+    call("umount2", b"/proc", 2)  # MNT_DETACH
+_doctor.SELF_CHECK_SECONDS = 100.0  # the doctor gives up after seconds, which is no matter of this test
+_cli.main(["snapshot", "--provider", "tcp"])
+_cli.main(["doctor"])
+"""
+
+
 @living
 @pytest.mark.privileged
 @privileged
 def test_without_proc_there_are_flows_and_it_is_said():
     """Flows without processes, and a line that names what is missing."""
-    # The doctor gives up after seconds, which is no matter of this test.
-    doctor = "from nstat_async import _cli, _doctor; _doctor.SELF_CHECK_SECONDS = 100.0; _cli.main(['doctor'])"
-    snapshot = f'"{sys.executable}" -m nstat_async snapshot --provider tcp'
-    script = f'umount -l /proc; {snapshot}; "{sys.executable}" -c "{doctor}"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=280, check=False
-    )
+    done = forked.run([sys.executable, "-c", WITHOUT_PROC], text=True)
     assert "sees no processes: processes cannot be named: there is no /proc" in done.stderr
     assert "PROTO  LOCAL" in done.stdout
     assert "processes cannot be named: there is no /proc" in done.stdout
@@ -262,7 +272,8 @@ async def main():
     first = socket.create_server(("127.0.0.1", 0))
     async with Monitor(interval=None, ebpf="off", pulse=None) as monitor:
         await until(monitor, first, they=[True])
-        subprocess.run(["umount", "-l", "/proc"], check=True)
+        for _ in range(2):  # the one over it, and that of the machine
+            subprocess.run(["umount", "-l", "/proc"], check=True)
         second = socket.create_server(("127.0.0.1", 0))
         for _ in range(4):
             await monitor.poll_now()
@@ -276,8 +287,7 @@ asyncio.run(main())
 @living
 @pytest.mark.privileged
 @privileged
-def test_where_proc_goes_while_it_is_read_nobody_is_taken_for_the_kernel():
+def test_where_proc_goes_while_it_is_read_nobody_is_taken_for_the_kernel(nursery):
     """What was known stands, what is new is unknown, and it is said; once it is there again all is found."""
-    command = ["unshare", "-n", "-m", "sh", "-c", 'ip link set lo up && exec "$0" -c "$1"', sys.executable, UNMOUNTED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    status, _, err = nursery.run(UNMOUNTED, NETWORK | MOUNTS)
+    assert (status, err) == (0, "")
