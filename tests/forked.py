@@ -42,6 +42,14 @@ _EXTRAS = (
 )
 
 
+def _network() -> int:
+    """The network namespace of this thread."""
+    return os.stat("/proc/thread-self/ns/net").st_ino if sys.platform == "linux" else 0
+
+
+_HOME = _network()
+
+
 class _Nest:
     """The process that is forked. It ends when this one does, however that ends."""
 
@@ -63,6 +71,7 @@ class _Nest:
 
     def fork(self, words: list[str], files: list[int], *surroundings: Any) -> int:
         """The number of the new process, which is a child of this one."""
+        assert _network() == _HOME, "a fork would not be in the network namespace of whoever asks for it"
         request = json.dumps([words, *surroundings]).encode()
         self._set(_SUBREAPER, 1, 0, 0, 0)
         try:

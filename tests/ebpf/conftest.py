@@ -13,6 +13,14 @@ def namespace():
         yield
 
 
+@pytest.fixture
+def granted():
+    """For programs that go to a namespace themselves."""
+    from ebpf_living import skip_where_refused
+
+    skip_where_refused()
+
+
 @pytest.fixture(scope="session")
 def traffic(tmp_path_factory):
     from ebpf_living import compiled

@@ -70,12 +70,16 @@ def refused() -> str | None:
         return str(error)
 
 
+def skip_where_refused() -> None:
+    """Skip the test where the programs do not run."""
+    if why := refused():
+        pytest.skip(why)
+
+
 @contextlib.contextmanager
 def living():
     """A network namespace of one's own, where the programs run; skips the test where they do not."""
-    why = refused()
-    if why:
-        pytest.skip(why)
+    skip_where_refused()
     with own_namespace():
         yield
 

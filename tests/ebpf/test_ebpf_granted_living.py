@@ -118,7 +118,7 @@ def test_capabilities_one_by_one(namespace, capabilities, tier):
         assert "permission" in refusals.values()
 
 
-def test_a_delegated_bpffs(namespace):
+def test_a_delegated_bpffs(granted):
     """Without any privilege, in a user namespace: a BPF token of a bpffs that root delegated grants everything."""
     if kernel() < (6, 9):
         pytest.skip("BPF tokens came with Linux 6.9")
@@ -128,12 +128,12 @@ def test_a_delegated_bpffs(namespace):
     assert (tier, trusted, saw_records) == (Tier.ALL.value, True, True), refusals
 
 
-def test_a_pid_namespace_is_noticed(namespace):
+def test_a_pid_namespace_is_noticed(granted):
     """There the records' pids are not this namespace's: they are not to be trusted."""
     assert report_from(OTHER_PIDS)[:2] == [ALL.value, False]
 
 
-def test_a_time_namespace_is_noticed(namespace):
+def test_a_time_namespace_is_noticed(granted):
     """There the start of a process is another than the records say."""
     assert report_from(OTHER_TIME)[:2] == [ALL.value, False]
 

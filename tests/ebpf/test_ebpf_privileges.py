@@ -105,7 +105,7 @@ sys.exit(main())
 """
 
 
-def test_required_and_refused(namespace):
+def test_required_and_refused(granted):
     """The error is typed and says what is missing."""
     done = forked.run([sys.executable, "-c", OF_A_USER, "watch", "--ebpf", "require", "--interval", "0.3"], text=True)
     assert done.returncode == 1
