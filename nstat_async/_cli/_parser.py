@@ -68,10 +68,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             options = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0], options)}")
-        self._check_company(found)
+        self._check_combinations(found)
         return found, unknown
 
-    def _check_company(self, found: argparse.Namespace) -> None:
+    def _check_combinations(self, found: argparse.Namespace) -> None:
         """Refuse options that would do nothing, because their user expects an effect."""
 
         def given(option: str) -> bool:

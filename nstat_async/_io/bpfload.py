@@ -24,7 +24,7 @@ from ..ebpf import (
     Refusal,
     Tier,
     in_cgroup,
-    no_company,
+    left_out,
     no_hook,
     options_for,
     parse_listing,
@@ -188,7 +188,7 @@ class Loader:
 
     def _decisive(self) -> Refusal:
         """The refusal to report if nothing is granted: first of all missing privileges, then the kernel's reason."""
-        refusals = [*self.refusals.values(), no_company("tcp_state", ())]
+        refusals = [*self.refusals.values(), left_out("tcp_state", ())]
         return min(refusals, key=lambda one: (one.reason is not UnavailableReason.PERMISSION, one.errno == 0))
 
     def _kernel(self) -> Kernel:
@@ -231,7 +231,7 @@ class Loader:
     def _supported(self, programs: frozenset[str]) -> frozenset[str]:
         left = supported(programs)
         for name in sorted(programs - left):
-            self.refusals.setdefault(name, no_company(name, self.refusals))
+            self.refusals.setdefault(name, left_out(name, self.refusals))
         return left
 
     def _without(self, wanted: frozenset[str], refusal: Refusal) -> frozenset[str]:

@@ -261,7 +261,7 @@ class Glance:
             self._unheld = {}
         for request in self._requests[protocol]:
             self._socket.send(without_crowds(request, crowds) if crowds else request)
-            for message in self._strangers(known, present, ports):
+            for message in self._unknown(known, present, ports):
                 cookie = cookie_of(message)
                 if protocol == _UDP or self._is_held(message, cookie):
                     new.append((protocol, message))
@@ -269,7 +269,7 @@ class Glance:
                     present.discard(cookie)
         return new, present, ports
 
-    def _strangers(self, known: set[int], present: set[int], ports: list[int]) -> Iterator[bytes]:
+    def _unknown(self, known: set[int], present: set[int], ports: list[int]) -> Iterator[bytes]:
         """The messages of a dump about unknown sockets; the cookies and ports of all are added."""
         while True:
             data = self._socket.recv(_RECEIVE_SIZE)

@@ -24,8 +24,8 @@ class Reach:
     search is always made, and its result counts.
     """
 
-    def __init__(self, lets_look: Callable[[int], bool] | None = None) -> None:
-        self._lets_look = lets_look or somebody_lets_look
+    def __init__(self, sees: Callable[[int], bool] | None = None) -> None:
+        self._sees = sees or sees_processes_of
         self._known: dict[int, tuple[bool, float, float]] = {}
         """For each user: whether sockets can be found, until when that holds, and the pause after it."""
 
@@ -36,7 +36,7 @@ class Reach:
         can, until, pause = self._known.get(uid, (False, now, FIRST_PAUSE))
         if now < until:
             return can
-        if self._lets_look(uid):
+        if self._sees(uid):
             self.found(uid, now)
         else:
             self._learn(uid, (False, now + pause, min(LONGEST_PAUSE, 2 * pause)))
@@ -52,7 +52,7 @@ class Reach:
         self._known[uid] = known
 
 
-def somebody_lets_look(uid: int) -> bool:
+def sees_processes_of(uid: int) -> bool:
     """True if we see the descriptors of a process of this user.
 
     If the user has no process, those of any other user are tried. If there are none either, the answer is whether we are root.

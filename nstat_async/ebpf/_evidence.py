@@ -125,7 +125,7 @@ class Ended(NamedTuple):
     """TCP: the kernel's number of the state before the end; `None` if the end was not seen."""
     error: int | None = None
     """TCP: the error that ended it; 0: this end closed it without an error; `None`: not known."""
-    deaf: bool = False
+    shut_for_reading: bool = False
     """TCP: it was shut down for reading."""
 
 

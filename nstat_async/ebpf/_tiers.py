@@ -178,7 +178,7 @@ def no_hook(name: str, section: str) -> Refusal:
     return Refusal(name, UnavailableReason.KERNEL, 0, detail)
 
 
-def no_company(name: str, missing: Iterable[str]) -> Refusal:
+def left_out(name: str, missing: Iterable[str]) -> Refusal:
     """A program that is left out because of others."""
     return Refusal(name, UnavailableReason.MISSING, 0, f"is of no use without {', '.join(sorted(missing))}")
 

@@ -71,7 +71,7 @@ class EventLog:
         self._format = JsonFormatter()
         self._listing_time = 0.0
         self._listing: tuple[int, list[_Batch]] | None = None
-        self._last_words: bytes | None = None
+        self._end_message: bytes | None = None
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -100,8 +100,8 @@ class EventLog:
 
     def end(self, detail: str | None = None) -> None:
         """End the log: readers get the events that are left, then the end or the reason of the failure."""
-        if self._last_words is None:
-            self._last_words = last_words(detail)
+        if self._end_message is None:
+            self._end_message = end_message(detail)
             self._wake()
 
     def _wake(self) -> None:
@@ -109,9 +109,9 @@ class EventLog:
             reader.wake()
 
     @property
-    def last_words(self) -> bytes | None:
+    def end_message(self) -> bytes | None:
         """The message that ends a stream; `None` while the log goes on."""
-        return self._last_words
+        return self._end_message
 
     @property
     def next_number(self) -> int:
@@ -194,7 +194,7 @@ def as_message(line: str) -> bytes:
     return message(line.split('"', 6)[5], line)
 
 
-def last_words(detail: str | None) -> bytes:
+def end_message(detail: str | None) -> bytes:
     """The last event of a stream, which says that it ended or failed."""
     if detail is None:
         return message("ended", '{"v":1,"event":"ended"}')
@@ -248,7 +248,7 @@ class Reader:
 
     def end(self, detail: str | None = None) -> None:
         """Give the reader no further events."""
-        self._end = self._end or last_words(detail)
+        self._end = self._end or end_message(detail)
         self._own = None if detail else self._own
         self.close()
         self.wake()
@@ -278,7 +278,7 @@ class Reader:
                     await (
                         anyio.lowlevel.checkpoint()
                     )  # other tasks do not wait for a reader that has much to catch up on
-            elif end := self._end or self._log.last_words:
+            elif end := self._end or self._log.end_message:
                 self._ended = True
                 self.close()
                 return end

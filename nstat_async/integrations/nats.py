@@ -144,7 +144,7 @@ class Publisher:
                 try:
                     await side_by_side(run.send, run.collect)
                 finally:
-                    await run.take_leave()
+                    await run.send_last()
         finally:
             outbox.close()
             await self._sender.close()
@@ -207,7 +207,7 @@ class _Run:
             await self.sender.deliver(message)
             await self.outbox.drop(message)
 
-    async def take_leave(self) -> None:
+    async def send_last(self) -> None:
         """Send the rest and a last message that this machine stops: to a connected server, or into the file."""
         with anyio.move_on_after(_GOODBYE_SECONDS, shield=True):
             if self.sender.connected:

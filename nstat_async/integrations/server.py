@@ -60,7 +60,7 @@ _MOST_SAID = 40
 _PING_SECONDS = 15
 _SEND_SECONDS = 60
 _GRACE_SECONDS = 2.0
-LAST_WORDS_SECONDS = 3.0
+FAILED_SECONDS = 3.0
 """How long a server goes on after its monitor failed: a page asks once a second, and so gets the reason."""
 _PAGES = {
     "/": ("index.html", "text/html"),
@@ -262,7 +262,7 @@ async def serve_forever(
 
     async def until() -> None:
         await failed.wait()
-        await anyio.sleep(LAST_WORDS_SECONDS)
+        await anyio.sleep(FAILED_SECONDS)
 
     await run_application(app, sockets, hub.end_streams, ready, until)
     if hub.failure is not None:

@@ -228,7 +228,7 @@ class LayoutProbe:
         if not survivors:
             notes.append(f"{provider.value}: {note}")
             if not self.kernel.known and (found == wanted or not samples):
-                self._believe_beginning(provider, known, codecs)
+                self._read_beginning(provider, known, codecs)
             return Proof.UNKNOWN
         places = {field.name: {h[field.name] for h in survivors} for field in known.fields}
         fields = [attrs.evolve(f, offset=min(places[f.name])) for f in known.fields if len(places[f.name]) == 1]
@@ -254,7 +254,7 @@ class LayoutProbe:
         telling = [h for h in survivors if all(_read(known, "persona_id", h, s) == _NO_PERSONA for s in samples)]
         return telling or survivors
 
-    def _believe_beginning(
+    def _read_beginning(
         self, provider: Provider, known: StructCodec, codecs: dict[tuple[str, int], StructCodec]
     ) -> None:
         """No hypothesis explains these descriptors: read only the fields before the first one with a wrong value."""

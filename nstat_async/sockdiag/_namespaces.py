@@ -23,7 +23,7 @@ MOST_LOOKS = 32
 
 
 @attrs.define
-class _Stranger:
+class _Unwatched:
     """A namespace that a record named."""
 
     inode: int
@@ -68,7 +68,7 @@ class NamespaceSource:
         """True when it is known which namespaces exist."""
         self._asking = self._again = False
         self._outside = self._looked_outside = False
-        self._strangers: dict[int, _Stranger] = {}
+        self._unwatched: dict[int, _Unwatched] = {}
         """Namespaces that a record named and that are not watched, by cookie."""
         self._released: list[int] = []
         self._last = NamespacesAnswer()
@@ -96,13 +96,13 @@ class NamespaceSource:
         if self._closed and inode:
             self._program_namespaces.meet(cookie, self._label(cookie, inode))
             return False
-        stranger = self._strangers.get(cookie)
-        if stranger is not None:
-            stranger.inode = stranger.inode or inode
+        namespace = self._unwatched.get(cookie)
+        if namespace is not None:
+            namespace.inode = namespace.inode or inode
         elif self._asks:
-            if len(self._strangers) >= REMEMBERED:
-                del self._strangers[next(iter(self._strangers))]
-            self._strangers[cookie] = _Stranger(inode)
+            if len(self._unwatched) >= REMEMBERED:
+                del self._unwatched[next(iter(self._unwatched))]
+            self._unwatched[cookie] = _Unwatched(inode)
             self.ask()
         return self._asks
 
@@ -119,7 +119,7 @@ class NamespaceSource:
         self._last = answer
         for found in answer.found:
             if found.cookie is not None:
-                self._strangers.pop(found.cookie, None)
+                self._unwatched.pop(found.cookie, None)
                 self._program_namespaces.entered(found.cookie)
             self._add(found)
         for number in answer.gone:
@@ -132,13 +132,13 @@ class NamespaceSource:
     def _watch_from_outside(self, answer: NamespacesAnswer) -> None:
         """Watch from outside the namespaces that records named and the search did not find, or could not enter."""
         labels = {inode for inode, _ in answer.names}
-        for cookie, stranger in list(self._strangers.items()):
-            stranger.looks += 1
-            stranger.rounds += answer.whole
-            if stranger.rounds >= ROUNDS or stranger.inode in labels:
-                if self._program_namespaces.meet(cookie, self._label(cookie, stranger.inode)):
-                    del self._strangers[cookie]
-            elif stranger.looks < MOST_LOOKS:
+        for cookie, namespace in list(self._unwatched.items()):
+            namespace.looks += 1
+            namespace.rounds += answer.whole
+            if namespace.rounds >= ROUNDS or namespace.inode in labels:
+                if self._program_namespaces.meet(cookie, self._label(cookie, namespace.inode)):
+                    del self._unwatched[cookie]
+            elif namespace.looks < MOST_LOOKS:
                 self._again = True
 
     def _label(self, cookie: int, inode: int) -> str:

@@ -120,7 +120,7 @@ def _outcome_by_error(ended: Ended) -> Outcome:
     """How a connection ended, by the kernel's error for it (``tcp_reset``, ``tcp_write_err``, ``tcp_abort``)."""
     if ended.error in _RESETS:
         # If data comes that cannot be read any more, the connection ends as if the other end had reset it.
-        return Outcome.RESET if ended.deaf and ended.state in _CLOSED_HERE else Outcome.RESET_THERE
+        return Outcome.RESET if ended.shut_for_reading and ended.state in _CLOSED_HERE else Outcome.RESET_THERE
     return Outcome.RESET_HERE if ended.error == _ECONNABORTED else Outcome.TIMED_OUT
 
 

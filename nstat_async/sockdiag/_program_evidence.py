@@ -153,7 +153,7 @@ class ProgramEvidence:
         """Says whether the last counts of this datagram socket are still to come."""
         self.gone: Callable[[int], None] = lambda _cookie: None
         """Called with the cookie of a socket that ended without a record."""
-        self.strange: Callable[[int, int], bool] = lambda _cookie, _inode: False
+        self.met_unwatched: Callable[[int, int], bool] = lambda _cookie, _inode: False
         """Called with cookie and inode of a network namespace that is not watched; says whether it may be watched soon."""
         self.books: dict[int, Book] = {}
         """The books, by the cookie of their network namespace."""
@@ -194,7 +194,7 @@ class ProgramEvidence:
         """Take in what the programs saw."""
         for each in evidence:
             facts = each.facts
-            if facts.net_cookie not in self.books and self.strange(facts.net_cookie, facts.netns):
+            if facts.net_cookie not in self.books and self.met_unwatched(facts.net_cookie, facts.netns):
                 self._held.append((self._output.now, each))
             book = self.books.get(facts.net_cookie)
             if book is not None and facts.family in _FAMILIES and self._wants(protocol_of(facts)):

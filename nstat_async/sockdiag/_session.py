@@ -141,7 +141,7 @@ class Session:
         self._sources: dict[int, Source] = {}
         """All sources of evidence, by channel."""
         self._add_sources(self._programs.sources)
-        self._evidence.strange = self._spaces.meet
+        self._evidence.met_unwatched = self._spaces.meet
         self._programs.walked = self._program_namespaces.walked
         self._programs.doubted = self._doubt_removals
         for namespace in namespaces:

@@ -51,12 +51,12 @@ class SansIoKernel(ScriptedMachine):
         """What the minute-timer does: goodbyes for sources that ended unnoticed."""
         with self.lock:
             if self.release.has_details:
-                self._bury_sockets()
+                self._end_dead_sockets()
             for client in list(self.clients):
                 client.find_gone()
             self._forget_gone()
 
-    def _bury_sockets(self) -> None:
+    def _end_dead_sockets(self) -> None:
         """Say goodbye for dead sockets. On macOS 26 the timer goes through the lists of sockets, TCP before UDP, and then the clients."""
         for provider in (Provider.TCP, Provider.UDP):
             for flow in reversed(list(self._flows[self.provider_number(provider, userland=False)].values())):

@@ -139,7 +139,7 @@ def test_an_owner_after_the_end():
 
 
 @pytest.mark.parametrize(
-    ("flags", "error", "deaf"),
+    ("flags", "error", "shut_for_reading"),
     [
         (0, None, False),
         (Flag.ERROR_KNOWN, 0, False),
@@ -147,10 +147,10 @@ def test_an_owner_after_the_end():
         (Flag.ERROR_KNOWN | Flag.SHUT_FOR_READING | 32 << 16, 32, True),
     ],
 )
-def test_an_end_has_the_error_that_ended_it(flags, error, deaf):
+def test_an_end_has_the_error_that_ended_it(flags, error, shut_for_reading):
     """The third byte of the flags, where the programs say that they know it."""
     (ended,) = evidence(record(Kind.CLOSED, 1, flags=flags))
-    assert (ended.error, ended.deaf) == (error, deaf)
+    assert (ended.error, ended.shut_for_reading) == (error, shut_for_reading)
 
 
 @pytest.mark.parametrize("kind", [Kind.OPENED, Kind.ESTABLISHED, Kind.ACCEPTED, Kind.CLOSED])

@@ -13,7 +13,7 @@ from nstat_async.ebpf import (
     NEEDS,
     Option,
     Tier,
-    no_company,
+    left_out,
     no_hook,
     options_for,
     program_types,
@@ -115,7 +115,7 @@ def test_reasons_that_the_kernel_was_not_asked_for():
     """Missing hooks and missing company."""
     assert "CAP_NET_ADMIN" in refusal_for("released", errno.EPERM, cgroup=True).detail
     assert "Linux 6.3" in no_hook("sent", "tp_btf/sock_send_length").detail
-    assert no_company("created", {"released"}).reason is UnavailableReason.MISSING
+    assert left_out("created", {"released"}).reason is UnavailableReason.MISSING
 
 
 def test_nobody_is_counted_as_idle():

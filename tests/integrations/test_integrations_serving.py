@@ -79,7 +79,7 @@ async def test_open_streams_get_ended_when_the_server_stops():
 
 @pytest.mark.asyncio
 async def test_a_server_whose_monitor_failed_says_so_for_a_while_and_ends_with_the_error(monkeypatch):
-    monkeypatch.setattr(server, "LAST_WORDS_SECONDS", 0.01)
+    monkeypatch.setattr(server, "FAILED_SECONDS", 0.01)
     monitor, found = FakeMonitor(), []
 
     async def fail():
@@ -95,7 +95,7 @@ async def test_a_server_whose_monitor_failed_says_so_for_a_while_and_ends_with_t
 
 @pytest.mark.asyncio
 async def test_a_recorded_run_that_failed_stays_to_be_looked_at(monkeypatch):
-    monkeypatch.setattr(server, "LAST_WORDS_SECONDS", 0.0)
+    monkeypatch.setattr(server, "FAILED_SECONDS", 0.0)
     monitor, error = FakeMonitor(), NstatError("the kernel went away")
     error.recorded = True
     async with serving(monitor) as (address,), httpx.AsyncClient(**PLAIN) as client:

@@ -70,7 +70,7 @@ def test_messages_of_all_lengths_are_taken_apart(look, lengths):
     real, look._socket = look._socket, types.SimpleNamespace(recv=lambda _size: next(parts))
     present: set[int] = set()
     try:
-        assert list(look._strangers({0}, present, [])) == messages[1:]
+        assert list(look._unknown({0}, present, [])) == messages[1:]
         assert present == set(range(len(lengths)))
     finally:
         look._socket = real

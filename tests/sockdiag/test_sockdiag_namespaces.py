@@ -302,11 +302,11 @@ def test_a_record_of_an_unknown_namespace_has_looks_at_once_until_two_rounds_hav
     looks = len(kernel.namespace_requests)
     kernel.came_and_went = [NamespacesAnswer(), *[NamespacesAnswer(whole=True)] * 2]
     for _ in range(3):
-        assert kernel.session._evidence.strange(99, 0)
+        assert kernel.session._evidence.met_unwatched(99, 0)
     kernel.run()
     assert len(kernel.namespace_requests) == looks + 3
-    kernel.session._evidence.strange(100, 0)
-    kernel.session._evidence.strange(101, 0)  # while the look is under way
+    kernel.session._evidence.met_unwatched(100, 0)
+    kernel.session._evidence.met_unwatched(101, 0)  # while the look is under way
     kernel.run()
     assert len(kernel.namespace_requests) <= looks + 3 + MOST_LOOKS + 1
 
@@ -315,7 +315,7 @@ def test_a_namespace_that_a_record_named_and_a_look_found_is_not_looked_for_agai
     kernel.start()
     looks = len(kernel.namespace_requests)
     kernel.came_and_went = [NamespacesAnswer((BLUE,), whole=True)]
-    kernel.session._evidence.strange(77, 11)
+    kernel.session._evidence.met_unwatched(77, 11)
     kernel.run()
     assert len(kernel.namespace_requests) == looks + 1
 
@@ -328,7 +328,7 @@ def test_of_namespaces_that_records_named_the_last_are_remembered_with_the_inode
     kernel.start()
     kernel.came_and_went = [NamespacesAnswer(names=((5, "red"), (6, "green"), (7, "white")))]
     for record in ((95, 5), (96, 6), (97, 0), (97, 7), (96, 0)):
-        kernel.session._evidence.strange(*record)
+        kernel.session._evidence.met_unwatched(*record)
     kernel.run()
     assert {95, 96, 97} & kernel.session._evidence.books.keys() == {96, 97}
 

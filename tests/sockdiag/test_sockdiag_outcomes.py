@@ -130,9 +130,9 @@ TOTALS = Totals(0, 0, None, None)
         (SocketState.SYN_SENT, 0, {"words": FORGOTTEN}, REFUSED),
         (ESTABLISHED, 104, {}, RESET_THERE),
         (ESTABLISHED, 32, {}, RESET_THERE),
-        (FIN_WAIT2, 104, {"deaf": True}, RESET),
-        (FIN_WAIT2, 104, {"deaf": False}, RESET_THERE),
-        (CLOSE_WAIT, 104, {"deaf": True}, RESET_THERE),
+        (FIN_WAIT2, 104, {"shut_for_reading": True}, RESET),
+        (FIN_WAIT2, 104, {"shut_for_reading": False}, RESET_THERE),
+        (CLOSE_WAIT, 104, {"shut_for_reading": True}, RESET_THERE),
         (ESTABLISHED, 103, {}, RESET_HERE),
         (ESTABLISHED, 110, {}, TIMED_OUT),
         (ESTABLISHED, 113, {}, TIMED_OUT),
@@ -147,5 +147,7 @@ TOTALS = Totals(0, 0, None, None)
 def test_how_a_connection_ended_whose_end_is_recorded(state, error, more, outcome):
     """By the state before it, and the kernel's error."""
     totals = TOTALS._replace(retransmitted_segments=more.get("again"))
-    ended = Ended(None, 1, totals, True, more.get("established", True), state, error, more.get("deaf", False))
+    ended = Ended(
+        None, 1, totals, True, more.get("established", True), state, error, more.get("shut_for_reading", False)
+    )
     assert outcome_by_record(ended, more.get("words")) is outcome

@@ -111,7 +111,7 @@ def test_of_very_many_processes_some_are_tried_out(monkeypatch):
     monkeypatch.setattr(reach, "all_pids", lambda: list(range(9999, 0, -1)))
     monkeypatch.setattr(reach, "may_look_at", lambda pid: bool(asked.append(pid)))
     monkeypatch.setattr(reach, "user_of", lambda pid: met.append(pid) or 7)
-    assert not reach.somebody_lets_look(7)
+    assert not reach.sees_processes_of(7)
     assert (asked, len(met)) == (list(range(9999, 9999 - reach.TRIED, -1)), reach.MOST_PIDS)
 
 
@@ -142,7 +142,7 @@ def test_whose_descriptors_are_shown_is_tried_out(monkeypatch, euid, users, refu
     monkeypatch.setattr(reach.os, "geteuid", lambda: euid)
     monkeypatch.setattr(reach, "may_look_at", lambda pid: asked.append(pid) or pid not in refuses)
     monkeypatch.setattr(reach, "user_of", lambda pid: None if pid in gone and pid in asked else users[pid])
-    assert reach.somebody_lets_look(65534 if euid == 0 else 0) is can
+    assert reach.sees_processes_of(65534 if euid == 0 else 0) is can
 
 
 def test_what_there_was_no_time_for_is_looked_for_again(beat, monkeypatch):
