@@ -93,6 +93,13 @@ class _End:
         elif began_anew(new, last):
             self.base = self.base[0] - last[0], self.base[1] - last[1]
 
+    def begin_again(self, counts: Counts | None) -> None:
+        """Take in the first report after the flow was out of sight: what it carried meanwhile does not count."""
+        moved, self.open = self.moved, True
+        self.take_in(counts)
+        if self.base is not None:
+            self.base = self.now[0] - moved[0], self.now[1] - moved[1]
+
 
 @attrs.define(eq=False)
 class _Link:
@@ -167,7 +174,11 @@ class ConnectionTable:
             return
         end = self._end(event)
         end.flow = event.flow
-        end.take_in(event.counts)
+        if isinstance(event, FlowAdded) and not end.open:  # a filter passes it again, or its machine is back
+            end.begin_again(event.counts)
+            self._over.pop(id(end.link), None)
+        else:
+            end.take_in(event.counts)
         self._meet(end)
         if isinstance(event, FlowRemoved):
             end.open = False

@@ -79,6 +79,21 @@ def test_a_counter_that_is_unknown_for_once_stays_and_counters_that_restart_go_o
     assert [told(*events[:at]).total() for at in range(1, 6)] == [660, 670, 685, 685, 685]
 
 
+def test_a_flow_that_goes_out_of_sight_and_comes_back_is_open_and_what_it_carried_meanwhile_does_not_count():
+    events = [
+        added(CLIENT, 1, counts(0, 0)), updated(CLIENT, 2, counts(100, 10)), removed(CLIENT, 3, counts(100, 10), final=False),
+        added(CLIENT, 4, counts(150, 15), preexisting=True), updated(CLIENT, 5, counts(170, 17)),
+    ]  # fmt: skip
+    table = told(*events)
+    [talk] = table.talks()
+    assert (talk.connections, talk.open, talk.to_client, talk.to_server) == (1, 1, 120, 12)
+    assert not table._over
+    [talk] = told(*events, removed(CLIENT, 6, counts(175, 17))).talks()
+    assert (talk.connections, talk.open, talk.to_client, talk.to_server) == (1, 0, 125, 12)
+    older = [added(CLIENT, 0, None, preexisting=True), removed(CLIENT, 0, None), *events[3:]]
+    assert told(*older).total() == 22
+
+
 def test_without_a_fleet_a_byte_between_two_programs_of_this_machine_counts_once():
     client, server, away = (
         attrs.evolve(each, host=None, peer=None) for each in (CLIENT, SERVER, attrs.evolve(CLIENT, id="x", remote=A))
