@@ -415,7 +415,7 @@ COMMANDS: dict[str, Command] = {
                 "choices": ("name", "process", "user", "unit", "container", "pod", "remote", "outcome"), "default": "name",
                 "help": "who (default: name of the process)",
             },
-            "--step": {"type": _span, "metavar": "T", "help": "a row for each span of time such as 1h or 1d, instead of who"},
+            "--step": {"type": _span, "metavar": "T", "help": "a row for each span of time such as 1h or 1d (a day of UTC), instead of who"},
             "--since": {"type": _since, "metavar": "WHEN", "help": "from this time on: 7d (ago), 2026-01-31, 2026-01-31T12:00, or seconds of the epoch"},
             "--until": {"type": _since, "metavar": "WHEN", "help": "until this time, in the same forms"},
             "--name": {"type": _name, "metavar": "NAME", "help": "only processes of this name"},

@@ -205,7 +205,8 @@ class History:
         """Traffic over time, in steps; steps without traffic are left out.
 
         Args:
-            step: Seconds per entry; at least a bucket to be of use.
+            step: Seconds per entry; at least a bucket to be of use. Steps begin at multiples of it since the epoch, so days are
+                those of UTC.
             since: See `usage`.
             until: See `usage`.
             name: Only processes of this name.
