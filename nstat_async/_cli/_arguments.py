@@ -320,7 +320,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "record": Command(
         "record the kernel conversation",
-        "Records the conversation with the kernel, byte by byte, for `replay` and `messages`.",
+        "Records the conversation with the kernel, byte by byte, for `replay` and `messages`. It has all flows: a filter is "
+        "for the replay.",
         "nstat-async record session.nstat --duration 60",
         {
             "file": {

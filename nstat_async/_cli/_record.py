@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     tape = _Tape(arguments)
     backend = backend_of(arguments)
     options = monitor_options(arguments)
+    if "flow_filter" in options:  # whoever wants to share the flows of one process must know
+        complain(f"{tape.name}: all flows are recorded, also those that do not pass; give the filter to `replay`")
 
     async def work(scope: Scope) -> int:
         monitor = Monitor(backend=backend, record_to=tape.recording, **options)

@@ -152,6 +152,14 @@ def test_limits_that_cannot_be_are_usage_errors(arguments, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_filter_leaves_the_recording_whole_and_that_is_said(options, tmp_path):
+    path = tmp_path / "all.nstat"
+    status, _, err = run("record", str(path), "--pid", "1", "--duration", "0.05", *options)
+    assert status == 0
+    assert f"{path}: all flows are recorded" in err
+    assert "pid:501 (curl)" in run("replay", str(path))[1]
+
+
 def test_a_full_disk_is_one_line_and_status_1(options, tmp_path):
     limit = "import resource, signal, sys; sys.dont_write_bytecode = True;"  # it would be cut short, too, and stay so
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
