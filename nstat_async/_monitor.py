@@ -87,7 +87,8 @@ class Monitor:
         max_pending: Events that may wait for the consumer; beyond that, `overflow` decides.
         overflow: ``coalesce`` (the default for a kernel), ``block`` (for a recording) or ``all``.
         receive_buffer: Kernel receive buffer to ask for, bytes.
-        record_to: Also write the conversation to this file; `nstat_async.recording.Recording` has limits and parts.
+        record_to: Also write the conversation, with all flows whatever `flow_filter` passes, to this file;
+            `nstat_async.recording.Recording` has limits and parts.
         strict: Raise `ProtocolError` for undecodable bytes.
 
     Raises:

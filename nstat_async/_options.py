@@ -142,7 +142,8 @@ class MonitorOptions:
     """Kernel receive buffer to ask for, bytes; `None`: the largest that is granted, up to a sensible size."""
     record_to: Recording | None = attrs.field(default=None, converter=_recording)
     """Also write the kernel conversation to this file: JSON Lines if its name ends in
-    ``.jsonl``, else the library's own format. `Recording` says more: limits, and parts."""
+    ``.jsonl``, else the library's own format. It has all flows, whatever `flow_filter` passes.
+    `Recording` says more: limits, and parts."""
     strict: bool = attrs.field(default=False, validator=check_flag)
     """True: undecodable bytes raise `ProtocolError` instead of becoming `EventsLost`."""
 
