@@ -222,7 +222,7 @@ class DescriptorReader:
             self.userland,
             local,
             remote,
-            self.translator.process(fields),
+            self.translator.process(fields, None if previous is None else previous.process),
             # A proven layout may lack the index; 0 would then claim something.
             self.translator.interface(get("ifindex"), properties, loopback=_is_loopback(local, remote))
             if self._tells_interface

@@ -149,8 +149,8 @@ class Translator:
         numerator, denominator = self.timebase
         return ticks * numerator // denominator
 
-    def process(self, fields: dict[str, Any]) -> Process | None:
-        """The owner; shared between flows of the same owner."""
+    def process(self, fields: dict[str, Any], before: Process | None = None) -> Process | None:
+        """The owner; shared between flows of the same owner. `before`: the flow's owner so far, whose path may be known."""
         key = tuple(map(fields.get, _OWNER))
         process = self._processes.get(key)
         if process is None:
@@ -170,8 +170,10 @@ class Translator:
             )  # fmt: skip
             if len(self._processes) >= _CACHED:
                 self._processes.clear()
+            if before is not None and before.path is not None and attrs.evolve(before, path=None) == process:
+                process = before
             self._processes[key] = process
-            if self.asks_paths and name and len(self.unasked) < _CACHED:
+            if process is not before and self.asks_paths and name and len(self.unasked) < _CACHED:
                 self.unasked[pid] = None
         return process
 

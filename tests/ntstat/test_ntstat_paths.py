@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from virtual import VirtualMonitor
 
-from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, MonitorOptions
+from nstat_async import FlowAdded, FlowEvent, FlowRemoved, FlowUpdated, MonitorOptions
 from nstat_async._io.kctl import KctlTransport
-from nstat_async.ntstat import FindPaths, Kernel, Mode, PathsFound, Session
+from nstat_async.ntstat import FindPaths, Kernel, Mode, PathsFound, Session, _translate
 from nstat_async.ntstat._translate import Translator
 from nstat_async.testing import EmulatedKernel
 
@@ -41,6 +41,29 @@ def test_where_nobody_can_answer_nothing_is_asked():
     translator = Translator(KERNEL)
     assert translator.process({"pid": 7, "upid": 77, "pname": b"curl"}).path is None
     assert not translator.unasked
+
+
+def test_a_path_is_kept_while_its_flow_lives_though_thousands_of_other_processes_came(monkeypatch):
+    """The process may have ended meanwhile, so nobody could find its path again."""
+    monkeypatch.setattr(_translate, "_CACHED", 3)
+    kernel = EmulatedKernel("xnu-11417.121.6")
+    ask = Asked()
+    monitor = monitored(kernel, ask)
+    flow = kernel.open_tcp(501, "p501")
+    monitor.poll()
+    for pid in range(600, 604):
+        kernel.open_udp(pid, f"p{pid}")
+        monitor.poll()
+    asked = len(ask.requests)
+    monitor.collected.clear()
+    flow.connect(("192.0.2.9", 443))
+    monitor.poll()
+    flow.close()
+    monitor.run(1.0)
+    told = [event.flow for event in monitor.collected if isinstance(event, FlowEvent) and event.flow.process.pid == 501]
+    assert len(told) > 1
+    assert {seen.process.path for seen in told} == {"/bin/p501"}
+    assert len(ask.requests) == asked
 
 
 class Asked:
