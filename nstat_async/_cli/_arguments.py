@@ -75,7 +75,7 @@ def _size(text: str) -> int:
 
 def _name(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("an empty text names nothing")
+        raise argparse.ArgumentTypeError("the text is empty")
     return text
 
 

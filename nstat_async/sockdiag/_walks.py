@@ -161,7 +161,9 @@ class Walks:
             return []
         if answer.errno:
             self._allowed = False
-            self._output.note(f"sockets that moved cannot be walked over ({error_text(answer.errno)}): all are dumped")
+            self._output.note(
+                f"the kernel does not tell which sockets had traffic ({error_text(answer.errno)}): each poll asks for all"
+            )
         if not CHANGED.size <= len(answer.rows) <= (most + _FRAME) * CHANGED.size:
             return []
         try:

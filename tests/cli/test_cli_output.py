@@ -145,7 +145,7 @@ def test_a_mistaken_word_cannot_steer_a_terminal(words):
 def test_an_empty_text_is_no_name(command):
     status, out, err = run(*command)
     assert (status, out) == (2, "")
-    assert "an empty text names nothing" in err
+    assert "the text is empty" in err
 
 
 @pytest.mark.parametrize(

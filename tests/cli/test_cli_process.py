@@ -462,7 +462,7 @@ def test_what_is_near_by_chance_is_not_suggested(word, others):
         (["publish", "nats://[::1"], "'[' and ']' enclose an IPv6 address, as in 'nats://[::1]:4222'"),
         (["watch", "--format", "ocsf", "--details"], "argument --details: only with --format json"),
         (["processes", "--names"], "argument --names: rows by process have no remote address"),
-        (["history", "h.db", "--name", ""], "argument --name: an empty text names nothing"),
+        (["history", "h.db", "--name", ""], "argument --name: the text is empty"),
         (["processes", "--sort", "trafic"], "did you mean 'traffic'?"),
         (["record"], "required: FILE"),
         (["watch", "--int", "5"], "did you mean '--interval'?"),
