@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
+from .._escape import escape
+from .._events import HostState
 from .._model import Capabilities, Visibility
 from ._output import complain
 
@@ -15,6 +18,8 @@ class _Able(Protocol):
     def capabilities(self) -> Capabilities: ...
 
 
+_NAMED = 3
+"""Most silent machines that are named."""
 _FEW = {
     Visibility.OWN: "{} of this user only",
     Visibility.SOME: "{} of some users only",
@@ -40,6 +45,15 @@ def limits_text(able: Capabilities) -> str | None:
         return None
     reasons = [each for each in (able.processes_limit, able.namespaces_limit) if each is not None]
     return f"sees {', '.join(parts)}: {'; '.join(reasons) or 'nstat-async doctor says why'}"
+
+
+def silence_text(hosts: Mapping[str, HostState]) -> str | None:
+    """Which machines of a fleet are silent; `None` if none is."""
+    silent = sorted(host for host, state in hosts.items() if state is HostState.SILENT)
+    if not silent:
+        return None
+    names = ", ".join(map(escape, silent[:_NAMED])) + (", …" if len(silent) > _NAMED else "")
+    return f"{len(silent)} of {len(hosts)} machines {'is' if len(silent) == 1 else 'are'} silent: {names}"
 
 
 class Limits:

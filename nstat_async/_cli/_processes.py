@@ -16,7 +16,7 @@ from .._io.threads import in_thread
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._cells import bytes_text
 from ._formats import row_form
-from ._limits import Limits
+from ._limits import Limits, silence_text
 from ._names import NameResolver
 from ._output import Output, can_draw
 from ._progress import Progress
@@ -72,7 +72,7 @@ class _Tables:
         rest = unattributed_row(monitor.statistics().coverage)
         if rest is not None and rest.bytes:
             rows.append(rest)
-        found = self._lines_of(rows, table.time if table.time is not None else time()) + _losses(table, arguments)
+        found = self._lines_of(rows, table.time if table.time is not None else time()) + _missing(table, arguments)
         return [*found, ""] if self._every is not None and arguments.format == "text" else found
 
     async def show(self, scope: Scope) -> int:
@@ -138,7 +138,10 @@ def view_of(arguments: argparse.Namespace) -> View:
     return View(group_by, NameResolver() if arguments.names else None, users=not is_recorded(arguments))
 
 
-def _losses(table: TrafficTable, arguments: argparse.Namespace) -> list[str]:
+def _missing(table: TrafficTable, arguments: argparse.Namespace) -> list[str]:
+    """What the table lacks: losses, and machines that are silent."""
     if arguments.format != "text":
         return []
-    return [f"! lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]
+    silence = silence_text(table.hosts)
+    lost = [f"! lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]
+    return [*lost, *([f"! {silence}"] if silence else [])]

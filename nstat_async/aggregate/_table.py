@@ -28,6 +28,8 @@ from nstat_async._events import (
     FlowEvent,
     FlowRemoved,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     LossCause,
     PollCompleted,
 )
@@ -113,6 +115,7 @@ class TrafficTable:
         self._open: dict[str, OpenFlow] = {}
         self._losses: dict[LossCause, Loss] = {}
         self._polls = self._incomplete_polls = 0
+        self._hosts: dict[str, HostState] = {}
         self._clocks: tuple[float, float] | None = None
         """The events' clock and the monotonic one, at the last batch."""
 
@@ -184,6 +187,11 @@ class TrafficTable:
         elif isinstance(event, PollCompleted):
             self._polls += 1
             self._incomplete_polls += not event.complete
+        elif isinstance(event, HostUpdated) and event.host is not None:
+            if event.state is HostState.LEFT:
+                self._hosts.pop(event.host, None)
+            else:
+                self._hosts[event.host] = event.state
 
     def feed_many(self, events: Iterable[AnyEvent], *, now: float | None = None) -> None:
         """Take in events, in order.
@@ -369,6 +377,13 @@ class TrafficTable:
         """The losses that the stream reported, by cause."""
         return tuple(self._losses.values())
 
+    @property
+    def hosts(self) -> dict[str, HostState]:
+        """The machines of a fleet that did not leave, by name; empty without a fleet. The flows of one that is silent are as
+        last known, and their rates fall to zero.
+        """  # noqa: D205  # one sentence of two lines
+        return dict(self._hosts)
+
     def rows(self) -> list[Row]:
         """All rows, in the order in which the groups appeared; folded and lost traffic comes last."""
         span = self._window.span()
@@ -479,6 +494,7 @@ class TrafficTable:
             self._groups.settle(target)
         for loss in other._losses.values():
             self._add_loss(loss)
+        self._hosts |= other._hosts
         self._polls += other._polls
         self._incomplete_polls += other._incomplete_polls
 

@@ -16,6 +16,7 @@ import attrs
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._escape import dump
+from nstat_async._events import HostState
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
@@ -33,6 +34,8 @@ _KEPT = 8
 """The log keeps this many times the events that a client may be behind."""
 _LINES = 200
 _FLOWS = 200
+_NAMED = 10
+"""Most silent machines that are named."""
 
 
 class Hub:
@@ -194,6 +197,7 @@ class Hub:
             "state": self.state,
             "backend": None if self.monitor is None else self.monitor.capabilities.backend,
             "total": to_dict(view.table.total(), time=view.table.time),
+            **_machines(self.views.main.table),  # the others did not see those that came before
         }
 
     def _flows(self, view: View, rows: list[Row]) -> list[str]:
@@ -209,6 +213,13 @@ class Hub:
         )
         time = view.table.time or 0.0
         return [self._format.flow_line(event.flow, event.counts, time) for event in found[: -_FLOWS - 1 : -1]]
+
+
+def _machines(table: TrafficTable) -> dict[str, Any]:
+    """How many machines of a fleet are known, and which are silent."""
+    hosts = table.hosts
+    silent = sorted(host for host, state in hosts.items() if state is HostState.SILENT)
+    return {"machines": {"known": len(hosts), "silent": len(silent), "names": silent[:_NAMED]}} if hosts else {}
 
 
 def _losses(table: TrafficTable) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import attrs
 
 from nstat_async._coverage import Coverage
 from nstat_async._errors import UsageError
-from nstat_async._events import AnyEvent
+from nstat_async._events import AnyEvent, HostState
 from nstat_async._monitor import Monitor
 from nstat_async.aggregate import GroupBy, Loss, Row, RowKind, TrafficTable
 
@@ -85,6 +85,8 @@ class Observation:
     losses: tuple[Loss, ...]
     polls: tuple[int, int]
     """Completed polls, and those of them that were incomplete."""
+    hosts: dict[str, HostState]
+    """The machines of a fleet, by name; empty without one."""
 
 
 class SeriesKeeper:
@@ -161,7 +163,7 @@ class SeriesKeeper:
         copies = tuple(attrs.evolve(each, debt={}) for each in self._series.values())
         self._highest = {name: max(known, getattr(now.total, name)) for name, known in self._highest.items()}
         total = attrs.evolve(now.total, **self._highest)
-        return Observation(now.time, copies, total, now.losses, self._table.polls)
+        return Observation(now.time, copies, total, now.losses, self._table.polls, self._table.hosts)
 
     def _place(self, label: str) -> Series:
         """The series of a label: its own, a new one while there is room, or that of all others."""

@@ -95,7 +95,7 @@ class FlowLogs:
         body: str | None = None,
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:
-        # A name may have bytes that are not UTF-8, which an exporter cannot encode.
+        # A name, or what a machine of a fleet says, may have what is not Unicode, which an exporter cannot encode.
         known: Any = {
             key: unicode(value) if isinstance(value, str) else value
             for key, value in values.items()
@@ -105,7 +105,7 @@ class FlowLogs:
             timestamp=int(time * 1e9),
             severity_number=severity,
             severity_text=severity.name,
-            body=body,
+            body=None if body is None else unicode(body),
             attributes=known,
             event_name=name,
         )

@@ -15,6 +15,7 @@ Metrics (all with the prefix ``nstat_``):
                                                 (macOS 26 with ``extras``)
 ``losses_total``                      counter   reports of loss, label ``cause``
 ``polls_total``                       counter   polls, label ``result``: ``complete`` or ``incomplete``
+``machines``                          gauge     machines of a fleet, label ``state``: ``present`` or ``silent``
 ``interface_receive_bytes_total``     counter   wire bytes that interfaces received since the start
 ``interface_transmit_bytes_total``    counter   wire bytes that they sent
 ``attributed_receive_bytes_total``    counter   payload that flows received of these
@@ -43,6 +44,7 @@ from typing import Any
 
 from nstat_async import __version__
 from nstat_async._coverage import Coverage
+from nstat_async._events import HostState
 from nstat_async._model import MediumCounts
 
 from ._series import LABELS, KeeperFeed, Series, SeriesKeeper, keepers
@@ -115,6 +117,11 @@ class TrafficCollector(KeeperFeed, Collector):
         polls.add_metric(["complete"], seen.polls[0] - seen.polls[1])
         polls.add_metric(["incomplete"], seen.polls[1])
         yield polls
+        if seen.hosts:
+            machines = GaugeMetricFamily("nstat_machines", "Machines of the fleet", labels=["state"])
+            for state in (HostState.PRESENT, HostState.SILENT):
+                machines.add_metric([state.value], sum(each is state for each in seen.hosts.values()))
+            yield machines
         yield from self._coverage()
         if seen.time is not None:
             yield GaugeMetricFamily("nstat_last_event_timestamp_seconds", "Time of the last event", seen.time)

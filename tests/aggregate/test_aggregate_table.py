@@ -10,7 +10,7 @@ from aggregate_events import CURL, SSHD, Counts, added, counts, flow, lost, poll
 from virtual import VirtualMonitor
 
 from nstat_async._errors import UsageError
-from nstat_async._events import EventsLost, LossCause
+from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause
 from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider, TcpState
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
 from nstat_async.json import dumps, to_dict
@@ -461,6 +461,17 @@ def test_a_reset_and_a_merge_keep_what_the_rows_are_called_and_where_they_run():
         table.reset()
         for row in (*table.rows(), *both.rows()):
             assert {name: getattr(row, name) for name in facts} == facts
+
+
+def test_a_table_of_a_fleet_knows_its_machines_until_they_leave():
+    table, both = TrafficTable(GroupBy.host()), TrafficTable(GroupBy.host())
+    states = {"web1": HostState.PRESENT, "db1": HostState.SILENT, "db2": HostState.PRESENT}
+    table.feed_many(HostUpdated(1.0, state, host=host) for host, state in states.items())
+    table.feed(HostUpdated(2.0, HostState.LEFT, host="db2"))
+    table.feed(HostUpdated(2.0, HostState.LEFT, host="unknown"))
+    table.reset()
+    both.merge(table)
+    assert table.hosts == both.hosts == {"web1": HostState.PRESENT, "db1": HostState.SILENT}
 
 
 def test_a_table_groups_by_any_field_that_the_table_of_fields_names():

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replaying import failed_run
 
-from nstat_async import Capabilities, Coverage, Visibility
+from nstat_async import Capabilities, Coverage, HostState, HostUpdated, Visibility
 from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
 from nstat_async._cli._table import cell_width, fit
 from nstat_async._cli._top._graph import chart_lines, curve_text
-from nstat_async._cli._top._head import State, empty_text, state_text, totals_text
+from nstat_async._cli._top._head import State, alarm_text, empty_text, state_text, totals_text
 from nstat_async._cli._top._layout import Layout
 from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLine, TopModel
 from nstat_async._cli._views import SORT_KEYS, View
@@ -341,6 +341,17 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
     assert state_text(State("replay", able), model).isprintable()
     for width in (10, 40, 80, 200):
         assert "8 flows" in totals_text(model, width)
+
+
+def test_the_head_names_the_silent_machines_of_a_fleet_in_every_view_and_on_small_screens():
+    model = _model()
+    model.feed([HostUpdated(12.0, HostState.PRESENT, host=host) for host in ("db1", "web1")])
+    assert "silent" not in state_text(State("fleet"), model) + alarm_text(model)
+    model.feed([HostUpdated(13.0, HostState.SILENT, host="db1"), EventsLost(13.0, LossCause.TRANSPORT, 1)])
+    assert alarm_text(model) == "! 1  ! 1 silent"
+    model.change_view(View(GroupBy.user()))
+    model.reset()
+    assert "! 1 of 2 machines is silent: db1" in state_text(State("fleet"), model)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from nstat_async import (
     Flow,
     FlowAdded,
     FlowUpdated,
+    HostState,
+    HostUpdated,
     LossCause,
     PollCompleted,
     Process,
@@ -34,7 +36,7 @@ from nstat_async._cli._columns import event_columns, picked, row_columns
 from nstat_async._cli._formats import event_formatter, flow_form
 from nstat_async._cli._names import NameResolver
 from nstat_async._cli._output import Output
-from nstat_async._cli._processes import _losses
+from nstat_async._cli._processes import _missing
 from nstat_async._cli._views import SORT_KEYS, View, user_text
 from nstat_async.aggregate import GroupBy, Row, RowKind, TrafficTable
 from nstat_async.json import to_dict
@@ -60,8 +62,22 @@ def test_a_loss_of_unknown_size_is_some_and_not_none():
     table = TrafficTable(GroupBy.processes())
     for loss in (EventsLost(1.0, LossCause.SILENCE, None), EventsLost(1.0, LossCause.BATCH, 3)):
         table.feed(loss)
-    lines = _losses(table, argparse.Namespace(format="text"))
+    lines = _missing(table, argparse.Namespace(format="text"))
     assert lines == ["! lost: some (silence)", "! lost: 3 (batch)"]
+
+
+def test_a_table_of_a_fleet_names_the_machines_that_are_silent():
+    table = TrafficTable(GroupBy.processes())
+    for number in range(6):
+        table.feed(HostUpdated(1.0, HostState.PRESENT, host=f"web{number}"))
+    text = argparse.Namespace(format="text")
+    assert _missing(table, text) == []
+    table.feed(HostUpdated(2.0, HostState.SILENT, host="web3"))
+    assert _missing(table, text) == ["! 1 of 6 machines is silent: web3"]
+    for number in (0, 1, 2):
+        table.feed(HostUpdated(2.0, HostState.SILENT, host=f"web{number}"))
+    table.feed(HostUpdated(3.0, HostState.LEFT, host="web5"))
+    assert _missing(table, text) == ["! 4 of 5 machines are silent: web0, web1, web2, …"]
 
 
 def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():

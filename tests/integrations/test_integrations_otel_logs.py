@@ -11,7 +11,7 @@ import anyio
 import pytest
 from aggregate_events import CURL, FakeMonitor, counts, flow, lost, removed, until, updated
 
-from nstat_async import Direction, HostState, HostUpdated, Peer, Process, TcpState
+from nstat_async import Direction, EventsLost, HostState, HostUpdated, LossCause, Peer, Process, TcpState
 from nstat_async._model import Counts
 
 pytest.importorskip("opentelemetry.sdk")
@@ -144,6 +144,12 @@ def test_what_is_not_known_has_no_attribute_and_losses_are_warnings():
     assert not [name for name in attributes if name.startswith(("process.", "network.peer", "client.", "nstat.rx"))]
     assert (record.event_name, record.severity_text) == ("nstat.loss", "WARN")
     assert (loss["nstat.cause"], loss["nstat.count"], loss["nstat.rx_bytes"]) == ("overflow", 4, 5)
+
+
+def test_what_a_machine_says_that_is_not_unicode_can_be_exported():
+    loss = EventsLost(3.0, LossCause.TRANSPORT, 1, detail="a\ud800", host="web")
+    [(record, _)] = exported(lambda logs: logs.feed_many([loss]))
+    assert record.body.string_value == "a\ufffd"
 
 
 def test_in_a_fleet_a_record_has_its_machine_and_the_other_end():

@@ -18,7 +18,7 @@ from aggregate_events import FakeMonitor, added, counts, flow, lost, polled, unt
 from plain_http import PLAIN
 from test_integrations_serving import serving
 
-from nstat_async import Coverage, __version__
+from nstat_async import Coverage, HostState, HostUpdated, __version__
 from nstat_async._errors import UsageError
 from nstat_async._model import Counts, MediumCounts, Process
 
@@ -63,6 +63,15 @@ def test_traffic_is_exported_by_name_and_in_all():
     assert seen["nstat_last_event_timestamp_seconds",] == 3
     assert seen["nstat_up",] == 0
     assert scrape(collector) == seen
+
+
+def test_machines_of_a_fleet_are_exported_by_their_state():
+    collector = TrafficCollector()
+    assert not any("machines" in name for name, *_ in scrape(collector))
+    states = {"web1": HostState.PRESENT, "web2": HostState.PRESENT, "db1": HostState.SILENT}
+    collector.feed_many(HostUpdated(1.0, state, host=host) for host, state in states.items())
+    seen = scrape(collector)
+    assert (seen["nstat_machines", "present"], seen["nstat_machines", "silent"]) == (2, 1)
 
 
 def test_bytes_by_medium_are_exported_where_reports_have_them():

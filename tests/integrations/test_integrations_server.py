@@ -16,6 +16,7 @@ from plain_http import PLAIN
 
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
+from nstat_async._events import HostState, HostUpdated
 from nstat_async._model import Process
 from nstat_async.integrations.server import create_app
 
@@ -332,6 +333,22 @@ async def test_a_view_by_another_key_or_of_some_flows_counts_from_when_it_was_as
         assert (await live(process="nobody"))["rows"] == []
         for wrong in ({"group": "size"}, {"colour": "red"}, {"since": "x"}, {"expanded": "x"}, {"n": "x"}, {"by": "x"}):
             assert (await client.get("/live", params=wrong)).status_code == 400, wrong
+
+
+async def test_machines_of_a_fleet_that_are_silent_are_named_in_every_view():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+
+        async def machines(where, **query):
+            return (await client.get(where, params=query)).json().get("machines")
+
+        assert await machines("/live") is None
+        states = {"web1": HostState.SILENT, "db1": HostState.SILENT, "db2": HostState.PRESENT}
+        monitor.deliver(*(HostUpdated(1.0, state, host=host) for host, state in states.items()))
+        while await machines("/live") is None:
+            await asyncio.sleep(0.002)
+        known = {"known": 3, "silent": 2, "names": ["db1", "web1"]}
+        assert await machines("/live", group="user") == await machines("/processes") == known
 
 
 async def test_the_page_is_given_the_events_that_it_does_not_know():

@@ -25,7 +25,7 @@ from ...backends import Replay
 from .. import ending_signals
 from .._names import NameResolver
 from .._views import SORT_KEYS, View
-from ._head import CHART, SMALL, State, chart, empty_text, small_chart, state_text, totals_text
+from ._head import CHART, SMALL, State, alarm_text, chart, empty_text, small_chart, state_text, totals_text
 from ._model import TopModel
 from ._view import Heading, TrafficView
 
@@ -214,9 +214,8 @@ class TopApp(App[None]):
             self.state.coverage = self._monitor.statistics().coverage
         main, view, model = self.screen_stack[0], self.view, self.model
         width, small = self.size.width, self.size.height < SMALL
-        alarm = f"! {model.gaps}" if small and model.gaps else ""
         self._write("#state", state_text(self.state, model), shown=not small)
-        totals = totals_text(model, width, alarm=alarm)
+        totals = totals_text(model, width, alarm=alarm_text(model) if small else "")
         small_one = (
             "" if self._show_chart(width) else small_chart(model, width - len(totals), ascii_only=view.ascii_only)
         )

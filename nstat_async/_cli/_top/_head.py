@@ -6,9 +6,10 @@ import attrs
 
 from ..._coverage import Coverage
 from ..._escape import escape
+from ..._events import HostState
 from ..._model import Capabilities
 from .._cells import media_text, rate_text
-from .._limits import limits_text, unseen
+from .._limits import limits_text, silence_text, unseen
 from .._table import fit
 from ._graph import chart_lines
 from ._model import TopModel
@@ -41,11 +42,12 @@ class State:
 
 def state_text(state: State, model: TopModel) -> str:
     """Where the numbers come from, how much the monitor may see, and what was lost."""
-    able = state.capabilities
+    able, silence = state.capabilities, silence_text(model.hosts)
     parts = [
         "END" if state.ended else "",
         "PAUSED" if state.paused else "",
         f"! {model.gaps} gap{'' if model.gaps == 1 else 's'}" if model.gaps else "",
+        f"! {silence}" if silence else "",
         f"filter {model.wanted!a}" if model.wanted else "",
         state.source,
         f"by {model.view.group_by.name}",
@@ -70,6 +72,12 @@ def _ebpf(able: Capabilities | None) -> str:
     return f"eBPF {able.ebpf}" + (
         "" if able.ebpf_reason is None else f" ({fit(escape(able.ebpf_reason), 40).rstrip()})"
     )
+
+
+def alarm_text(model: TopModel) -> str:
+    """What a head of one line has room for of what is wrong."""
+    silent = sum(state is HostState.SILENT for state in model.hosts.values())
+    return "  ".join(filter(None, [f"! {model.gaps}" if model.gaps else "", f"! {silent} silent" if silent else ""]))
 
 
 def totals_text(model: TopModel, width: int, *, alarm: str = "") -> str:

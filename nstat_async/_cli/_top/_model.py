@@ -15,7 +15,7 @@ from typing import Union
 
 import attrs
 
-from ..._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved
+from ..._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved, HostState
 from ..._model import Flow
 from ...aggregate import GroupBy, Row, RowKind, Share, TrafficTable, sum_rows
 from ...filters import is_of
@@ -266,6 +266,11 @@ class TopModel:
     def gaps(self) -> int:
         """Reports of lost events so far."""
         return sum(loss.events for loss in self.table.losses)
+
+    @property
+    def hosts(self) -> dict[str, HostState]:
+        """The machines of a fleet; another view has those that were known before, too."""
+        return self._flows.hosts
 
     @property
     def polls(self) -> int:

@@ -371,6 +371,12 @@ function showState(text, bad) {
   byId("state").className = bad ? "bad" : "";
 }
 
+function silent(machines) {
+  if (!machines || !machines.silent) return "";
+  const more = machines.silent > machines.names.length ? ", …" : "";
+  return ` · ${machines.silent} of ${machines.known} machines ${machines.silent === 1 ? "is" : "are"} silent: ${machines.names.map(shown).join(", ")}${more}`;
+}
+
 function disconnected(why) {
   if (failedSince === null) failedSince = Date.now() / 1000;
   document.body.classList.add("stale");
@@ -392,7 +398,8 @@ function connected(answer) {
   wait = REFRESH_MS;
   document.body.classList.remove("stale");
   failure = answer.state.startsWith("failed") ? answer.state : "";
-  showState(`${answer.state} · ${answer.backend}`, answer.state !== "running");
+  const silence = silent(answer.machines);
+  showState(`${answer.state} · ${answer.backend}${silence}`, answer.state !== "running" || silence);
   showGroups(answer.groups);
   const rows = sorted(answer.rows);
   showRows(rows);
