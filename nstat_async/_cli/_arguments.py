@@ -177,7 +177,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--duration": {**_SECONDS, "help": "stop after this many seconds"},
     },
     "which flows": {
-        "--provider": {"type": _providers, "metavar": "NAME,…", "help": "kinds of flows, e.g. tcp,udp,quic"},
+        "--provider": {"type": _providers, "action": "extend", "metavar": "NAME,…", "help": "kinds of flows, e.g. tcp,udp,quic (repeatable)"},
         "--pid": {"type": _number(0, whole=True, most=_LAST_PID), "metavar": "N", **_LIST, "help": "only this process (repeatable)"},
         "--process": {"type": _name, **_LIST, "metavar": "NAME", "help": "only processes of this name (repeatable)"},
         "--filter": {

@@ -28,6 +28,7 @@ import attrs
 from .._errnos import MORE_FILES, no_thread_text
 from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
+from ..sockdiag._setup import needed_to_look
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
 from .linux import NAMED, OwnNetwork, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
@@ -52,6 +53,10 @@ _REASONS = {
     errno.ESRCH: UnavailableReason.MISSING,
     errno.EACCES: UnavailableReason.PERMISSION,
     errno.EPERM: UnavailableReason.PERMISSION,
+}
+_REMEDIES = {
+    errno.EMFILE: f"; {MORE_FILES}",
+    errno.EPERM: "; entering it needs CAP_SYS_ADMIN, also in the user namespace that owns it",
 }
 _REFUSED = (errno.EACCES, errno.EPERM)
 _FULL = (errno.EMFILE, errno.ENFILE)
@@ -151,15 +156,17 @@ def _enter(namespace: str | int) -> tuple[NetworkNamespace, int | None]:
                 f"{what} is not a network namespace: name one of ip netns, a pid, or a file such as /proc/PID/ns/net"
             )
             raise BackendUnavailableError("sock_diag", UnavailableReason.MISSING, detail) from error
-        raise _unavailable(f"network namespace {what}", error) from error
+        unseen = getattr(error, "errno", None) == errno.EACCES and path.startswith("/proc/")
+        remedy = f"; {needed_to_look('CAP_SYS_PTRACE')}" if unseen else ""
+        raise _unavailable(f"network namespace {what}", error, remedy) from error
     return NetworkNamespace(_label(namespace), device=facts.st_dev, inode=facts.st_ino), descriptor
 
 
-def _unavailable(what: str, error: OSError | RuntimeError) -> BackendUnavailableError:
+def _unavailable(what: str, error: OSError | RuntimeError, remedy: str = "") -> BackendUnavailableError:
     if isinstance(error, RuntimeError):  # of the thread that enters a namespace
         return BackendUnavailableError("sock_diag", UnavailableReason.RESOURCE, f"{what}: {no_thread_text(error)}")
     reason = _REASONS.get(error.errno or 0, UnavailableReason.RESOURCE)
-    remedy = f"; {MORE_FILES}" if error.errno == errno.EMFILE else ""
+    remedy = _REMEDIES.get(error.errno or 0, remedy)
     return BackendUnavailableError("sock_diag", reason, f"{what}: {os.strerror(error.errno or 0)}{remedy}")
 
 

@@ -66,6 +66,7 @@ def test_filters_choose_the_flows(served):
     assert shown("--process", "b", "--no-loopback") == [(2, "198.51.100.7")]
     assert shown("--pid", "1", "--process", "b") == []
     assert shown("--provider", "udp") == [(3, "198.51.100.7")]
+    assert len(shown("--provider", "udp", "--provider", "tcp")) == 4
 
 
 def reported(kernel, polls=1):

@@ -689,6 +689,28 @@ def test_without_a_thread_that_could_enter_it_is_refused_and_nothing_is_left_ope
 
 
 @pytest.mark.linux
+@pytest.mark.parametrize(
+    ("step", "number", "netns", "remedy"),
+    [
+        ("in_namespace", errno.EPERM, "/proc/self/ns/net", "Operation not permitted; entering it needs CAP_SYS_ADMIN"),
+        ("namespaces_equal", errno.EACCES, 1, "Permission denied; that needs CAP_SYS_PTRACE"),
+        ("namespaces_equal", errno.EACCES, "/root/blue", "/root/blue: Permission denied$"),
+    ],
+)
+def test_a_namespace_that_may_not_be_entered_or_seen_is_refused_with_the_remedy(
+    monkeypatch, step, number, netns, remedy
+):
+    def refuse(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("nstat_async._io.namespaces.namespaces_equal", lambda _path: False)
+    monkeypatch.setattr(f"nstat_async._io.namespaces.{step}", refuse)
+    with pytest.raises(BackendUnavailableError, match=remedy) as caught:
+        open_namespaces((netns,))
+    assert caught.value.reason is UnavailableReason.PERMISSION
+
+
+@pytest.mark.linux
 def test_without_proc_it_is_refused(monkeypatch):
     monkeypatch.setattr("nstat_async._io.namespaces._OWN", "/nowhere/ns/net")
     with pytest.raises(BackendUnavailableError, match="netns all needs /proc"):
