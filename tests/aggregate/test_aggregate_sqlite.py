@@ -470,7 +470,7 @@ def test_old_buckets_become_hours_with_the_same_sums(path):
             for name in ("curl", "ssh"):
                 traffic(writer, minute * 60, name, rx=minute)
             writer.write()
-        half = [(each.name, each.rx_bytes, each.flows) for each in History(path).usage()]
+        half = usage(path)
         writer.write()
     total = sum(range(0, 40 * 60, 7))
     assert usage(path) == [("curl", total, 343), ("ssh", total, 343)]

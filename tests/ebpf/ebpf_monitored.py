@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from ebpf_living import LIMIT, NotReportedError, pauses
+from other_users import AS_ANOTHER, skip_if_closed
 
 from nstat_async import FlowAdded, FlowRemoved, Monitor
 from nstat_async import json as flow_json
@@ -154,8 +155,8 @@ class Watcher:
     def __init__(self, *capabilities: str, ebpf: str = "require", netns: str | None = None) -> None:
         wanted = ",".join(f"+{name}" for name in capabilities)
         caps = f"-all,{wanted}" if wanted else "-all"
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={caps}"]
-        command += [f"--ambient-caps={caps}", sys.executable, "-m", "nstat_async", "watch", "--json", "--ebpf", ebpf]
+        command = [*AS_ANOTHER, f"--inh-caps={caps}", f"--ambient-caps={caps}", sys.executable, "-m", "nstat_async"]
+        command += ["watch", "--json", "--ebpf", ebpf]
         command += ["--interval", "0.3", *(["--netns", netns] if netns else [])]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.events: list = []
@@ -171,7 +172,9 @@ class Watcher:
             if condition():
                 return
             if self.process.poll() is not None:
-                pytest.fail(self.process.stderr.read())
+                error = self.process.stderr.read()
+                skip_if_closed(error)
+                pytest.fail(error)
             time.sleep(pause)
         raise NotReportedError(len(self.events))
 
