@@ -39,7 +39,8 @@ def _layers() -> Any:
 
 
 def _first_sentence(path: Path) -> str:
-    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+    head, _, _ = path.read_text(encoding="utf-8").partition("\nfrom __future__ ")  # to parse it all takes its time
+    text = (ast.get_docstring(ast.parse(head)) or "").partition("\n\n")[0]
     return " ".join(text.split()).replace("|", "\\|").replace("``", "`")
 
 

@@ -7,6 +7,7 @@ with what was recorded, datagram by datagram.
 `play_control` reads the conversations of the control alone, whose notes name each step.
 """
 
+import functools
 import ipaddress
 import re
 import struct
@@ -43,11 +44,16 @@ class Mismatch(AssertionError):
     """The emulated kernel answered something else."""
 
 
+@functools.lru_cache(4096)
+def packed_address(text):
+    return ipaddress.ip_address(text).packed
+
+
 def sockaddr(value):
     """The 28 bytes of an address as the truth files spell it."""
     if not value.get("family"):
         return bytes(28)
-    packed = ipaddress.ip_address(value["addr"]).packed
+    packed = packed_address(value["addr"])
     head = bytes((value["len"], value["family"])) + value["port"].to_bytes(2, "big")
     if len(packed) == 4:
         return (head + packed).ljust(28, b"\0")
@@ -111,6 +117,11 @@ class ControlReplay:
         self.failed = {}
         self.at_leisure = []
         self._collect_histories()
+        self.unnoted = {
+            number: history["history"][0]["t"]
+            for number, history in self.histories.items()
+            if history["history"] and number not in self.noted
+        }
         self.compared = 0
 
     def _collect_histories(self):
@@ -173,10 +184,10 @@ class ControlReplay:
                 self.kernel.open_flow(provider, {}).set(nstat_rxbytes=1)
 
     def open_unnoted(self, line):
-        for number, history in self.histories.items():
-            first = history["history"][0]["t"] if history["history"] else None
-            if number not in self.noted and number not in self.flows and first is not None and first <= line["t"]:
-                self.opened({"flow": number, "provider": history["provider"], "t": first})
+        for number in [number for number, first in self.unnoted.items() if first <= line["t"]]:
+            first = self.unnoted.pop(number)
+            if number not in self.flows:
+                self.opened({"flow": number, "provider": self.histories[number]["provider"], "t": first})
 
     def open_known(self, line, history):
         first = history["history"][0]
