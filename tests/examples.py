@@ -9,6 +9,6 @@ SCALE = int(os.environ.get("NSTAT_PROPERTY_SCALE", "1"))
 """So many times as many, with the profiles `thorough` and `explore`."""
 
 
-def examples(number: int) -> int:
-    """Of a test that finds what it looks for with so many: a quarter of them in the quick suite; `.ci/run` makes all."""
-    return number * SCALE if THOROUGH else max(8, number // 4)
+def examples(number: int, quick: int | None = None) -> int:
+    """So many of them in `.ci/run`; in the quick suite as many as find what the test is for, mostly a quarter."""
+    return number * SCALE if THOROUGH else quick or max(8, number // 4)

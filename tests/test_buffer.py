@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import (
     Auxiliary,
     AuxiliaryFailed,
@@ -118,7 +119,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(120))
 @given(_STEPS, st.integers(1, 12), st.sampled_from(Overflow))
 @example([("burst", 5, 1), ("pop", 3, 0), ("burst", 5, 1), ("pop", 1, 0), ("burst", 9, 7)], 4, Overflow.COALESCE)
 def test_totals_and_order_survive_every_interleaving_and_what_waits_is_bounded(steps, limit, overflow):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import (
     Counts,
     Direction,
@@ -171,7 +172,7 @@ def _counted(events) -> int:
     return total
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(120))
 @given(_streams())
 def test_a_gate_adds_updates_and_removes_in_order_and_never_counts_bytes_twice(events):
     chosen = filters.by_port(80) & filters.by_state("established")

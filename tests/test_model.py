@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ntstat_wire import Wire, address
 
+from examples import examples
 from nstat_async import (
     Capabilities,
     Counts,
@@ -131,7 +132,7 @@ def test_growth_judges_each_counter_by_itself_unless_all_began_anew(earlier, lat
     assert after.since(None) == Delta(*later)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(120))
 @given(_NUMBER, _NUMBER, _NUMBER, _NUMBER)
 def test_a_delta_is_never_negative_and_unknown_only_where_the_later_is(a, b, c, d):
     earlier, later = Counts(rx_bytes=a, tx_bytes=b), Counts(rx_bytes=c, tx_bytes=d)

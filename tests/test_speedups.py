@@ -332,7 +332,7 @@ def test_a_made_object_has_its_values_and_the_collector_does_not_look_at_it():
 
 
 @built
-@settings(max_examples=examples(600))
+@settings(max_examples=examples(600, 60))
 @given(FIRST_ROWS, FIRST_ROWS, st.booleans())
 def test_the_entry_of_a_first_row_is_the_same_to_both(row, cut_as, as_itself):
     """However it is built: also one that is cut as another one of its length would be."""
@@ -349,7 +349,7 @@ def test_the_entry_of_a_first_row_is_the_same_to_both(row, cut_as, as_itself):
 
 
 @built
-@settings(max_examples=examples(400))
+@settings(max_examples=examples(400, 60))
 @given(FIRST_ROWS, st.booleans(), st.sampled_from([0, 0, 3]))
 def test_a_row_of_a_first_dump_is_a_socket_or_the_books(row, known, timer):
     """What is plain goes into the tables as Python sees it; whatever is not goes to the book with all that there is."""
@@ -407,7 +407,7 @@ ENTRIES = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=examples(400))
+@settings(max_examples=examples(400, 60))
 @given(st.lists(ENTRIES, max_size=4), st.sampled_from([None, "blue"]))
 def test_a_flow_is_announced_once_with_all_that_is_known_or_by_the_book(entries, namespace):
     """By the C code as by the Python code: who is over, or announced, is not; where more is to be found out the book does it."""

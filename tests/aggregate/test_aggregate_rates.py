@@ -7,6 +7,7 @@ from aggregate_events import added, counts, flow, polled, updated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import Process
 from nstat_async.aggregate import ProcessTable
 
@@ -119,7 +120,7 @@ def test_late_events_of_a_slow_consumer_do_not_disturb_the_rates():
     steps=st.lists(st.tuples(st.floats(0.01, 3), st.integers(0, 10_000)), min_size=3, max_size=60),
     window=st.sampled_from([1.0, 5.0, 20.0]),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(120), deadline=None, derandomize=True)
 def test_a_rate_is_the_growth_over_a_span_near_the_window(steps, window):
     """It equals bytes over time for some span of the past that is no shorter than the window, or all there is."""
     table = ProcessTable(rate_window=window)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ntstat_play import Play, one
 from ntstat_wire import Wire, address
 
+from examples import examples
 from nstat_async import FlowAdded, FlowRemoved, FlowUpdated
 from nstat_async.ntstat import ExtensionItem, SourceDetails, SourceExtendedDetails
 from nstat_async.ntstat._counters import advance
@@ -52,7 +53,7 @@ _READINGS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(120))
 @given(_READINGS, st.sampled_from([2, 3, 4, 8]))
 def test_no_reading_ever_makes_a_told_counter_fall(readings, provider):
     wire, play = Wire(11), Play(Wire(11))
@@ -70,7 +71,7 @@ def test_no_reading_ever_makes_a_told_counter_fall(readings, provider):
             told = event.counts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(120))
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=20))
 def test_growth_across_any_number_of_wraps_adds_up(steps):
     raw = told = (0,) * 18

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from nstat_async import Provider, UsageError
 from nstat_async.ntstat import RELEASES, Kernel
 
@@ -108,7 +109,7 @@ def test_what_is_no_kernel_with_ntstat_is_a_usage_error_that_says_so(text):
         Kernel.parse(text)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(240))
 @given(st.text(max_size=60))
 def test_no_text_does_more_than_parse_or_be_refused(text):
     try:
@@ -118,7 +119,7 @@ def test_no_text_does_more_than_parse_or_be_refused(text):
     assert 1 <= kernel.layout.number <= NEWEST.layout.number
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(240))
 @given(st.lists(st.integers(0, 20_000), min_size=1, max_size=4))
 def test_selection_agrees_with_the_independent_one(numbers):
     version = tuple(numbers)

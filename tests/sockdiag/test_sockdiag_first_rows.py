@@ -52,7 +52,7 @@ def test_a_first_row_of_an_established_connection_that_says_who_opened_it_is_tak
     assert (entry and entry.direction) is direction
 
 
-@settings(max_examples=examples(400))
+@settings(max_examples=examples(400, 60))
 @given(
     CONNECTIONS.map(lambda row: attrs.evolve(row, state=1)) | FIRST_ROWS,
     st.none() | FIRST_ROWS,

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sockdiag_fakes import LOOPBACK, PEER, FakeKernel, FakeSocket
 
+from examples import examples
 from nstat_async import Flow, FlowAdded
 from nstat_async.json import dumps
 from nstat_async.sockdiag import ProcessFacts, _first_rows, _rows, _scan
@@ -165,7 +166,7 @@ def picture(kernel):
     return {flow.id: (attrs.asdict(flow, recurse=False), counts) for flow, counts in kernel.session.flows()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(240))
 @given(st.lists(SOCKETS, max_size=12, unique_by=lambda sock: sock.cookie), st.booleans())
 def test_a_snapshot_is_the_picture_of_the_first_poll_with_the_c_code_and_without(sockets, extras):
     kernel = first_poll(*sockets, extras=extras)
