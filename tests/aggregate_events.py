@@ -17,6 +17,7 @@ from nstat_async._events import (
     RemovalReason,
 )
 from nstat_async._model import Capabilities, Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider
+from nstat_async.aggregate import ProcessTable
 
 CURL = Process(42, "curl", unique_pid=4200, uid=501)
 SSHD = Process(7, "sshd", unique_pid=700, uid=0)
@@ -228,3 +229,10 @@ async def until(condition):
     with anyio.fail_after(120):
         while not condition():
             await anyio.sleep(0.002)
+
+
+def fed(*events, **options):
+    """A table of processes that was fed with these events."""
+    table = ProcessTable(**options)
+    table.feed_many(events)
+    return table

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
-import attrs
 import pytest
-from aggregate_events import CURL, SSHD, Counts, added, counts, flow, lost, polled, removed, updated
-from virtual import VirtualMonitor
+from aggregate_events import CURL, SSHD, Counts, added, counts, fed, flow, lost, polled, removed, updated
 
 from nstat_async._errors import UsageError
 from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause
-from nstat_async._model import Details, Interface, InterfaceKind, MediumCounts, Process, Provider, TcpState
+from nstat_async._model import Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
-from nstat_async.json import dumps, to_dict
-from nstat_async.testing import EmulatedKernel
-
-
-def fed(*events, **options):
-    table = ProcessTable(**options)
-    table.feed_many(events)
-    return table
+from nstat_async.json import to_dict
 
 
 def test_what_is_no_event_and_no_number_is_wrong_usage():
@@ -73,69 +62,6 @@ def test_counters_that_fall_are_a_new_flow():
     a = flow("a")
     table = fed(added(a, 1, counts(1000)), updated(a, 2, counts(200, 5)), updated(a, 3, counts(250, 5)))
     assert (table.total().rx_bytes, table.total().tx_bytes, table.total().flows) == (1250, 5, 2)
-
-
-def test_a_successor_with_the_same_pid_has_its_own_row():
-    old, new = flow("a", CURL), flow("b", attrs.evolve(CURL, name="wget", unique_pid=4300))
-    table = fed(added(old, 1, counts(10)), removed(old, 2, counts(20)), added(new, 3, counts(5)))
-    assert [(row.key, row.name, row.rx_bytes) for row in table.rows()] == [
-        ((42, 4200), "curl", 20),
-        ((42, 4300), "wget", 5),
-    ]
-
-
-def test_an_owner_that_becomes_known_gets_what_the_flow_carried_before():
-    """The row of the unknown disappears, the process has all of it, the flow is counted once."""
-    nobody, somebody = flow("a", None), flow("a", Process(42, "curl"))
-    surely = flow("a", CURL)
-    table = fed(added(nobody, 1, counts(100)), updated(nobody, 2, counts(150)))
-    assert [row.kind for row in table.rows()] == [RowKind.UNKNOWN]
-    table.feed(updated(somebody, 3, counts(170)))
-    table.feed(updated(surely, 4, counts(200)))
-    (row,) = table.rows()
-    assert (row.key, row.rx_bytes, row.flows, row.open_flows) == ((42, 4200), 200, 1, 1)
-
-
-def test_flows_behind_one_id_go_to_the_late_owner_together():
-    nobody = flow("a", None)
-    table = fed(added(nobody, 1, counts(100)), updated(nobody, 2, counts(30)), updated(flow("a", CURL), 3, counts(40)))
-    (row,) = table.rows()
-    assert (row.name, row.rx_bytes, row.flows, row.open_flows) == ("curl", 140, 2, 1)
-
-
-def test_a_flow_that_changes_hands_leaves_its_past_behind():
-    """Bytes belong to the process (or interface) that had the flow when they were reported."""
-    table = fed(added(flow("a", CURL), 1, counts(100)), updated(flow("a", SSHD), 2, counts(130)))
-    rows = {row.name: row for row in table.rows()}
-    assert (rows["curl"].rx_bytes, rows["curl"].flows, rows["curl"].open_flows) == (100, 0, 0)
-    assert (rows["sshd"].rx_bytes, rows["sshd"].flows, rows["sshd"].open_flows) == (30, 1, 1)
-
-    kinds = TrafficTable(GroupBy.interface_kind())
-    kinds.feed(added(flow("a"), 1, counts(100)))
-    kinds.feed(updated(flow("a", interface=Interface(2, "pdp_ip0", InterfaceKind.CELLULAR)), 2, counts(150)))
-    assert {row.key: row.rx_bytes for row in kinds.rows()} == {InterfaceKind.WIFI: 100, InterfaceKind.CELLULAR: 50}
-
-
-def test_flows_can_be_attributed_to_the_process_they_exist_for():
-    """The name of the effective process is learnt from flows of its own."""
-    helper = Process(9, "helper", unique_pid=900, effective_pid=42, effective_unique_pid=4200)
-    stream = [added(flow("a", helper), 1, counts(70)), added(flow("b", CURL), 2, counts(7))]
-    stream.append(updated(flow("a", attrs.evolve(helper, uid=5)), 3, counts(80)))
-    assert {row.name: row.rx_bytes for row in fed(*stream).rows()} == {"helper": 80, "curl": 7}
-    (row,) = fed(*stream, effective=True).rows()
-    assert (row.pid, row.unique_pid, row.name) == (42, 4200, "curl")
-    assert row.rx_bytes == 87
-    (alone,) = fed(stream[0], effective=True).rows()
-    assert (alone.pid, alone.name) == (42, None)
-    table = fed(effective=True, max_finished=0)
-    for time, owner in enumerate([CURL, attrs.evolve(CURL, name=None), attrs.evolve(CURL, name="renamed")]):
-        table.feed_many([added(flow("b", owner), time, counts(1)), removed(flow("b", owner), time, counts(1))])
-        table.feed_many([added(flow("a", helper), time, counts(1)), removed(flow("a", helper), time, counts(1))])
-        table.feed(added(flow("c", helper), time, counts(1)))
-        assert [row.name for row in table.rows() if row.pid] == [("curl", "curl", "renamed")[time]], (
-            "its own row is folded"
-        )
-        table.feed(removed(flow("c", helper), time, counts(1)))
 
 
 def test_bytes_of_udp_subflows_are_not_counted_twice():
@@ -293,61 +219,6 @@ def test_the_json_object_of_a_process_has_its_documented_keys_in_order():
     assert (line["v"], line["time"], line["pid"], line["rx_rate"], line["kind"]) == (1, 11, 42, 300, "process")
 
 
-@attrs.frozen
-class CgroupDetails:
-    cgroup_id: int | None
-
-    def details(self):
-        return Details(cgroup_id=self.cgroup_id)
-
-
-def test_cgroups_come_from_the_details_of_any_event():
-    """A report without details changes nothing; the first one that has them decides."""
-    a = flow("a")
-    table = TrafficTable(GroupBy.cgroup())
-    table.feed(added(a, 1, counts(10)))
-    table.feed(attrs.evolve(updated(a, 2, counts(20)), details=CgroupDetails(77)))
-    table.feed(updated(flow("a", SSHD), 3, counts(30)))
-    assert [(row.key, row.rx_bytes) for row in table.rows()] == [(77, 30)]
-
-
-@pytest.mark.parametrize(
-    ("grouping", "key"),
-    [
-        (GroupBy.process_name(), "curl"),
-        (GroupBy.user(), 501),
-        (GroupBy.remote_port(), 443),
-        (GroupBy.local_port(), 50000),
-        (GroupBy.interface(), "en0"),
-        (GroupBy.interface_kind(), InterfaceKind.WIFI),
-        (GroupBy.provider(), Provider.TCP),
-        (GroupBy.flow(), "a"),
-        (GroupBy.function(lambda a_flow: a_flow.remote.port // 100), 4),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_a_flow_can_be_grouped_by(grouping, key):
-    table = TrafficTable(grouping)
-    table.feed(added(flow("a"), 1, counts(1)))
-    assert [row.key for row in table.rows()] == [key]
-
-
-def test_a_link_local_address_is_another_remote_on_each_link():
-    table = TrafficTable(GroupBy.remote_address())
-    for name, remote in enumerate(["fe80::1%2", "fe80::1%3", "fe80::1%2", "fe80::1"]):
-        table.feed(added(flow(name, remote=remote), 1, counts(1)))
-    assert {row.name: row.flows for row in table.rows()} == {"fe80::1%2": 2, "fe80::1%3": 1, "fe80::1": 1}
-
-
-def test_networks_join_addresses_and_know_mapped_ones():
-    table = TrafficTable(GroupBy.remote_network(24, 48))
-    for name, remote in enumerate(["198.51.100.7", "198.51.100.250", "::ffff:198.51.100.9", "2001:db8::1", None]):
-        table.feed(added(flow(name, remote=remote), 1, counts(1)))
-    assert {row.name: row.flows for row in table.rows()} == {"198.51.100.0/24": 3, "2001:db8::/48": 1, None: 1}
-    with pytest.raises(UsageError, match="ipv4_prefix: 33"):
-        GroupBy.remote_network(33)
-
-
 @pytest.mark.parametrize("options", [{"max_finished": -1}, {"max_age": 0}, {"rate_window": 0}, {"rate_window": -1.0}])
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(UsageError, match=next(iter(options))):
@@ -438,31 +309,6 @@ def test_the_sum_of_growths_is_taken_along_after_a_wrap():
     assert (share.rx_bytes, share.tx_bytes, share.rx_packets, share.tx_packets) == (30, 9, 2**32 + 6, 2**32 + 4)
 
 
-def test_a_row_of_a_user_has_the_name_once_a_flow_says_it():
-    table = TrafficTable(GroupBy.user())
-    table.feed(added(flow("a"), 1, counts(5)))
-    assert [(row.key, row.name) for row in table.rows()] == [(501, "501")]
-    table.feed(added(flow("b", attrs.evolve(CURL, user="mona")), 2, counts(5)))
-    table.feed(added(flow("c", None), 2, counts(5)))
-    assert [(row.key, row.name, row.flows) for row in table.rows()] == [(501, "mona", 2), (None, None, 1)]
-    line = to_dict(table.rows()[0])
-    assert (line["name"], line["key"]) == ("mona", 501)
-
-
-def test_a_reset_and_a_merge_keep_what_the_rows_are_called_and_where_they_run():
-    owner = attrs.evolve(CURL, user="mona")
-    for by, facts in (
-        (GroupBy.user(), {"name": "mona"}),
-        (GroupBy.processes(), {"name": "curl", "unit": "web.service"}),
-    ):
-        table, both = TrafficTable(by), TrafficTable(by)
-        table.feed(added(flow("a", owner, cgroup="/system.slice/web.service"), 1, counts(5)))
-        both.merge(table)
-        table.reset()
-        for row in (*table.rows(), *both.rows()):
-            assert {name: getattr(row, name) for name in facts} == facts
-
-
 def test_a_table_of_a_fleet_knows_its_machines_until_they_leave():
     table, both = TrafficTable(GroupBy.host()), TrafficTable(GroupBy.host())
     states = {"web1": HostState.PRESENT, "db1": HostState.SILENT, "db2": HostState.PRESENT}
@@ -474,126 +320,10 @@ def test_a_table_of_a_fleet_knows_its_machines_until_they_leave():
     assert table.hosts == both.hosts == {"web1": HostState.PRESENT, "db1": HostState.SILENT}
 
 
-def test_a_table_groups_by_any_field_that_the_table_of_fields_names():
-    table = TrafficTable(GroupBy.field("state"))
-    table.feed(added(flow("a"), 1, counts(5)))
-    assert [row.label for row in table.rows()]
-    with pytest.raises(UsageError, match="process name"):
-        GroupBy.field("colour")
-
-
 def test_a_row_always_has_a_label():
     table = fed(added(flow("a", Process(7)), 1, counts(5)), added(flow("b", None), 1, counts(5)), lost(1, 2))
     assert [row.label for row in table.rows()] == ["?", "(owner unknown)", "(closed flows, owner lost)"]
     assert table.total().label == "(all)"
-
-
-# --- media ---------------------------------------------------------------------------------
-
-
-def by_medium(row):
-    return {name: (each.rx_bytes, each.tx_bytes) for name, each in row.media}
-
-
-def test_rows_have_traffic_by_medium_where_reports_do():
-    """With loopback, the media of kernel sockets are the row's total; what was there before the table is in neither."""
-    kernel = EmulatedKernel("xnu-12377.121.6")
-    old = kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10_000, tx=1)
-    kernel.advance(1.0)
-    table = ProcessTable()
-    monitor = VirtualMonitor(kernel, interval=0.5, extras=True, sink=table.feed_many)
-    monitor.run(1.0)
-    old.transfer(100, 10)
-    local = kernel.open_tcp(501, "curl", remote=("127.0.0.1", 80), interface="lo0", rx=7, tx=3)
-    monitor.run(1.0)
-    local.transfer(20, 0)
-    old.transfer(5, 5, interface="en1")
-    before = table.snapshot()
-    monitor.run(1.0)
-    (row,) = [row for row in table.rows() if row.pid == 501]
-    assert by_medium(row) == {"wifi_infra": (100, 10), "wired": (5, 5), "loopback": (27, 3)}
-    assert tuple(map(sum, zip(*by_medium(row).values(), strict=True))) == (row.rx_bytes, row.tx_bytes)
-    (since,) = table.snapshot().since(before)
-    assert by_medium(since) == {"wired": (5, 5), "loopback": (20, 0)}
-    local.close()
-    old.rename_process(502, "heir")
-    old.transfer(1, 1)
-    monitor.run(1.0)
-    found = {row.pid: by_medium(row) for row in table.rows()}
-    assert found == {501: by_medium(row), 502: {"wifi_infra": (1, 1)}}
-    assert by_medium(table.total())["wifi_infra"] == (101, 11)
-    assert json.loads(dumps(row))["media"]["wired"]["rx_bytes"] == 5
-
-
-def test_rows_of_other_kernels_have_no_media():
-    kernel = EmulatedKernel("xnu-11417.121.6")
-    kernel.open_tcp(501, "curl", remote=("198.51.100.7", 443), rx=10, tx=1)
-    table = ProcessTable(include_history=True)
-    VirtualMonitor(kernel, interval=0.5, extras=True, sink=table.feed_many).run(1.0)
-    assert [row.media for row in table.rows()] == [()]
-
-
-def test_what_is_folded_or_merged_keeps_its_flows_times_media_and_what_was_not_counted():
-    media = {"wifi_infra": MediumCounts(5, 6, 7, 8)}
-    table = ProcessTable(max_finished=0)
-    for number, total in ((3, Counts(rx_bytes=5, tx_bytes=6, rx_packets=7, tx_packets=8, media=media)), (1, None)):
-        each = flow(f"f{number}", Process(number, "p"))
-        table.feed_many([added(each, number), removed(each, number + 1, total)])
-    (row,) = table.rows()
-    assert row.kind is RowKind.OTHER
-    assert (row.flows, row.open_flows, row.uncounted_flows, row.first_seen, row.last_seen) == (2, 0, 1, 1, 4)
-    assert dict(row.media) == media
-
-    machine = ProcessTable()
-    still = flow("open", Process(3, "p"))
-    machine.feed_many([added(still, 0.5, None), polled(9)])
-    machine.merge(table)
-    machine.feed(updated(still, 10, counts(70)))
-    total = machine.total()
-    assert (total.flows, total.open_flows, total.uncounted_flows, total.first_seen) == (3, 1, 1, 0.5)
-    assert (total.rx_bytes, total.last_seen, dict(total.media)) == (75, 10, media)
-
-    both = ProcessTable()
-    both.merge(machine, "laptop")
-    both.feed(updated(attrs.evolve(still, id="laptop/open"), 11, counts(90)))
-    assert (both.total().rx_bytes, both.total().open_flows, both.total().uncounted_flows) == (95, 1, 1)
-
-
-def test_shares_of_open_flows_and_what_ended_add_up_to_the_row_and_its_media_go_to_a_late_owner():
-    def split(number):
-        return Counts(
-            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wifi_infra": MediumCounts(number, 0, 0, 0)}
-        )
-
-    table = ProcessTable()
-    ended, early, late = flow("a"), flow("b", None), flow("b")
-    table.feed_many([added(ended, 1, counts(100)), removed(ended, 2, counts(130)), added(early, 3, split(10))])
-    table.feed(updated(early, 4, split(30)))
-    table.feed(updated(late, 5, split(60)))
-    (row,) = table.rows()
-    (share,) = table.shares([row])[row.serial]
-    assert (share.flow, share.is_counted, share.parts) == (late, True, 1)
-    assert (share.rx_bytes, row.rx_bytes) == (60, 190)
-    assert dict(row.media) == {"wifi_infra": MediumCounts(60, 0, 0, 0)}
-    table.reset()
-    table.feed(updated(late, 6, split(100)))
-    (row,) = table.rows()
-    assert (row.rx_bytes, dict(row.media)) == (40, {"wifi_infra": MediumCounts(40, 0, 0, 0)})
-    assert table.shares([row])[row.serial][0].rx_bytes == 40
-
-
-def test_after_a_reset_a_late_owner_gets_what_came_since_and_other_flows_keep_theirs():
-    def split(number):
-        return Counts(
-            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wired": MediumCounts(number, 0, 0, 0)}
-        )
-
-    table = fed(added(flow("a", None), 1, split(10)), added(flow("b", None), 1, split(1)))
-    table.reset()
-    table.feed_many([updated(flow("a", None), 2, split(15)), updated(flow("b", None), 2, split(3))])
-    table.feed(updated(flow("a"), 3, split(16)))
-    rows = {row.name: (row.rx_bytes, by_medium(row)) for row in table.rows()}
-    assert rows == {None: (2, {"wired": (2, 0)}), "curl": (6, {"wired": (6, 0)})}
 
 
 @pytest.mark.parametrize(
@@ -635,53 +365,6 @@ def test_a_reset_and_a_merge_count_polls_and_flows_behind_one_id_anew_and_togeth
     assert (table.polls, table.total().flows) == ((0, 0), 1)
 
 
-def test_a_flow_that_changes_hands_after_it_began_anew_is_one_flow_there():
-    table = fed(added(flow("a"), 1, counts(1000)), updated(flow("a"), 2, counts(200, 5)))
-    table.feed(updated(flow("a", SSHD), 3, counts(300, 6)))
-    assert {row.name: (row.flows, row.rx_bytes) for row in table.rows()} == {"curl": (1, 1200), "sshd": (1, 100)}
-
-
-def test_a_row_learns_what_its_flows_say_of_the_process_later():
-    unnamed = attrs.evolve(CURL, name=None)
-    table = fed(added(flow("a", unnamed), 1, counts(1)))
-    assert [row.name for row in table.rows()] == [None]
-    table.feed(updated(flow("a", CURL), 2, counts(2)))
-    assert [row.name for row in table.rows()] == ["curl"]
-
-
-def test_a_title_moves_no_traffic_to_another_name_and_another_program_takes_what_comes_from_then_on():
-    table = TrafficTable(GroupBy.process_name())
-    titled = attrs.evolve(CURL, title="worker 1")
-    table.feed_many([added(flow("a"), 1, counts(1)), updated(flow("a", titled), 2, counts(10))])
-    assert [(row.key, row.rx_bytes) for row in table.rows()] == [("curl", 10)]
-    table.feed(updated(flow("a", attrs.evolve(titled, name="wget")), 3, counts(15)))
-    assert {row.key: row.rx_bytes for row in table.rows()} == {"curl": 10, "wget": 5}
-
-
-def test_what_was_counted_under_a_title_is_the_programs_once_that_is_known():
-    """An eBPF record has the title alone; the executable is looked up."""
-    table = TrafficTable(GroupBy.named("process-name"))
-    titled = attrs.evolve(CURL, name="job", title="job", path=None)
-    table.feed_many([added(flow("a", titled), 1, counts(0)), updated(flow("a", titled), 2, counts(10))])
-    table.feed(updated(flow("a", attrs.evolve(titled, name="python3.11", path="/usr/bin/python3.11")), 3, counts(15)))
-    assert [(row.key, row.rx_bytes, row.flows) for row in table.rows()] == [("python3.11", 15, 1)]
-    another = Process(7, "wget", 99, path="/usr/bin/wget")
-    table.feed_many([added(flow("b", titled), 4, counts(0)), updated(flow("b", titled), 5, counts(2))])
-    table.feed(updated(flow("b", another), 6, counts(3)))
-    assert {row.key: row.rx_bytes for row in table.rows()} == {"python3.11": 15, "job": 2, "wget": 1}
-
-
-def test_only_groupings_of_one_machine_keep_the_machines_of_a_fleet_apart():
-    here, there = flow("a", host="web1"), flow("b", host="web2")
-    names = TrafficTable(GroupBy.process_name(), source="fleet")
-    names.feed_many([added(here, 1, counts(1)), added(there, 1, counts(2))])
-    assert [(row.source, row.key, row.rx_bytes) for row in names.rows()] == [("fleet", "curl", 3)]
-    processes = fed(
-        added(here, 1, counts(1)), added(there, 1, counts(2)), added(flow("c"), 1, counts(4)), source="fleet"
-    )
-    assert [(row.source, row.rx_bytes) for row in processes.rows()] == [("web1", 1), ("web2", 2), ("fleet", 4)]
-
-
 def test_a_report_whose_counters_do_not_grow_is_no_odd_one():
     a = flow("a")
     table = fed(added(a, 1, counts(100, 10)), updated(a, 2, counts(100, 10)), updated(a, 3, counts(100, 20)))
@@ -709,39 +392,11 @@ def test_rows_are_sorted_by_what_they_sent_too_and_by_what_grew_lately():
     assert [table.top(1, by=each, other=False)[0].name for each in by] == ["early", "early", "late", "late"]
 
 
-def test_a_row_names_the_cgroup_of_its_first_flow_that_has_one():
-    flows = [flow("a"), flow("b", cgroup="/first"), flow("c"), flow("d", cgroup="/second")]
-    (row,) = fed(*(added(each, 1, counts(1)) for each in flows)).rows()
-    assert row.cgroup == "/first"
-
-
 def test_flows_that_were_given_up_are_lately_seen_and_lately_counted():
     table = fed(lost(1, 2, counts(1_000)), polled(5), lost(6, 3, counts(500)), rate_window=5)
     (row,) = table.rows()
     assert (row.kind, row.flows, row.first_seen, row.last_seen) == (RowKind.LOST, 5, 1, 6)
     assert row.rx_rate == 500 / 5
-
-
-def test_of_a_flow_that_a_table_meets_late_only_the_growth_is_its_share_also_by_medium():
-    def split(number):
-        return Counts(
-            rx_bytes=number, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wifi_infra": MediumCounts(number, 0, 0, 0)}
-        )
-
-    table = fed(updated(flow("a"), 1, split(130), split(100)), updated(flow("a"), 2, split(150), split(130)))
-    (row,) = table.rows()
-    (share,) = table.shares([row])[row.serial]
-    assert (row.rx_bytes, share.rx_bytes) == (50, 50)
-    assert dict(row.media) == {"wifi_infra": MediumCounts(50, 0, 0, 0)}
-
-
-def test_a_flow_whose_facts_change_waits_on_for_the_details_that_name_its_row():
-    """The key comes with details alone; new facts without any do not end the waiting."""
-    table = TrafficTable(GroupBy.cgroup())
-    a, b = flow("a"), flow("a", state=TcpState.ESTABLISHED)
-    table.feed_many([added(a, 1, counts(10)), updated(b, 2, counts(20))])
-    table.feed(attrs.evolve(updated(b, 3, counts(30)), details=CgroupDetails(77)))
-    assert [(row.key, row.rx_bytes) for row in table.rows()] == [(77, 30)]
 
 
 def test_open_flows_of_a_row_are_found_on_the_machine_that_a_table_is_of():

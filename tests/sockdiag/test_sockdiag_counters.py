@@ -9,7 +9,7 @@ import socket
 import sys
 
 import pytest
-from test_sockdiag_living import listen, pair
+from sockdiag_living import listen, pair
 
 if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)

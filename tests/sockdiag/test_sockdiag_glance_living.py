@@ -11,7 +11,7 @@ import types
 
 import pytest
 from own_namespace import apart_if_allowed
-from test_sockdiag_living import listen, pair, port
+from sockdiag_living import listen, pair, port
 
 if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)

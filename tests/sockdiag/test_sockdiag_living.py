@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import socket
@@ -14,83 +13,21 @@ import time
 
 import pytest
 from channels import read_one
-from own_namespace import apart_if_allowed
-from sockdiag_fakes import LiveDriver, follow
+from sockdiag_fakes import follow
+from sockdiag_living import dissolve, drive, exchange, listen, pair, port, totals
 
 from nstat_async._contract import Mode
-from nstat_async._errors import BackendUnavailableError, UnavailableReason
-from nstat_async._events import EventsLost, FlowRemoved, LossCause, PollCompleted, RemovalReason
+from nstat_async._events import EventsLost, FlowRemoved, LossCause, RemovalReason
 from nstat_async._model import Direction, InterfaceKind, Outcome, TcpState, Visibility
-from nstat_async._options import MonitorOptions
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the living kernel is Linux'", allow_module_level=True)
 
-from nstat_async.backends import SockDiag
 from nstat_async.sockdiag import DiagMessage, Session, iterate_messages
 from nstat_async.sockdiag._lookups import lookup_request
 from nstat_async.sockdiag._messages import error_number
 
-pytestmark = pytest.mark.linux
-
-RESET = struct.pack("ii", 1, 0)
-
-
-def drive(netns=None, **options) -> LiveDriver:
-    return LiveDriver(
-        *SockDiag(netns).parts(MonitorOptions(**{"interval": None, "ebpf": "off", "pulse": None, **options}))
-    )
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """On a machine with other work a search for processes may take its time: new flows wait for it."""
-    monkeypatch.setattr("nstat_async.sockdiag._polls.OWNERS_PATIENCE", 60.0)
-    monkeypatch.setattr("nstat_async.sockdiag._polls.FIRST_OWNERS_PATIENCE", 60.0)
-
-
-@pytest.fixture
-def apart():
-    """As root nobody else's connections are there."""
-    with apart_if_allowed():
-        yield
-
-
-@pytest.fixture
-def live(apart):
-    with drive() as driver:
-        driver.until(lambda: any(isinstance(e, PollCompleted) for e in driver.events))
-        yield driver
-
-
-def listen(family: int = socket.AF_INET, address: str = "127.0.0.1") -> socket.socket:
-    listener = socket.socket(family)
-    listener.bind((address, 0))
-    listener.listen(128)
-    return listener
-
-
-def pair(listener: socket.socket, target: tuple | None = None) -> tuple[socket.socket, socket.socket]:
-    client = socket.create_connection(target or listener.getsockname()[:2])
-    server, _ = listener.accept()
-    return client, server
-
-
-def port(sock: socket.socket) -> int:
-    return sock.getsockname()[1]
-
-
-def exchange(client: socket.socket, server: socket.socket, up: int, down: int) -> None:
-    """Send `up` bytes one way and `down` the other, and read all of them."""
-    for sender, receiver, size in ((client, server, up), (server, client, down)):
-        sender.sendall(bytes(size))
-        left = size
-        while left:
-            left -= len(receiver.recv(left))
-
-
-def totals(event) -> tuple[int | None, int | None]:
-    return event.counts.rx_bytes, event.counts.tx_bytes
+pytestmark = [pytest.mark.linux, pytest.mark.usefixtures("patience")]
 
 
 @pytest.mark.parametrize(
@@ -171,168 +108,6 @@ def check_details(live, extras):
         sock.close()
 
 
-def closings(way: str, client: socket.socket, server: socket.socket) -> None:
-    if way == "server first":
-        server.close()
-        assert client.recv(1) == b""
-        client.close()
-    elif way == "client first":
-        client.close()
-        assert server.recv(1) == b""
-        server.close()
-    elif way == "both at once":
-        client.close()
-        server.close()
-    elif way == "half-closed":
-        client.shutdown(socket.SHUT_WR)
-        assert server.recv(1) == b""
-        time.sleep(0.08)  # longer than a notification takes: the remains must be older than it
-        server.close()
-        assert client.recv(1) == b""
-        time.sleep(0.08)
-        client.close()
-    else:
-        server.send(b"!?!")  # unread at close: the kernel resets
-        client.close()
-        with pytest.raises(ConnectionResetError):
-            server.recv(1)
-        server.close()
-
-
-@pytest.mark.parametrize("polled", [True, False], ids=["polled", "between polls"])
-@pytest.mark.parametrize("way", ["server first", "client first", "both at once", "half-closed", "reset"])
-def test_final_bytes_are_exact_however_it_ends(live, way, polled):
-    """No phantom byte of a SYN or FIN is in the last counts of either end, polled before or not."""
-    listener = listen()
-    client, server = pair(listener)
-    here, there = port(client), port(listener)
-    exchange(client, server, 123, 4567)
-    if polled:
-        live.poll()
-    closings(way, client, server)
-    (out,) = live.until(lambda: live.removed(here, there))
-    (back,) = live.until(lambda: live.removed(there, here))
-    down = 4570 if way == "reset" else 4567
-    assert totals(out) == (down, 123)
-    assert totals(back) == (123, down)
-    assert out.final
-    assert back.final
-    assert (out.flow.process is not None) is polled
-    listener.close()
-
-
-@pytest.mark.parametrize("polled", [True, False], ids=["polled", "between polls"])
-def test_a_client_that_was_reset_has_no_fin_among_its_bytes(live, polled):
-    """A client that received data and then a reset has no FIN among its bytes."""
-    listener = listen()
-    client, server = pair(listener)
-    here = port(client)
-    exchange(client, server, 123, 4567)
-    if polled:
-        live.poll()
-    client.send(b"!?!")
-    server.close()  # with something unread: a reset
-    with pytest.raises(ConnectionResetError):
-        client.recv(1)
-    client.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert totals(gone) == (4567, 126)
-    listener.close()
-
-
-@pytest.mark.parametrize("first", ["client", "server"])
-def test_a_server_whose_listener_was_never_seen_has_exact_bytes_and_no_wrong_direction(live, first):
-    """Listener, both ends, all between two polls: final bytes are exact and the directions are not wrong."""
-    listener = listen()
-    client, server = pair(listener)
-    here, there = port(client), port(listener)
-    listener.close()
-    exchange(client, server, 123, 4567)
-    one, other = (client, server) if first == "client" else (server, client)
-    one.close()
-    assert other.recv(1) == b""
-    other.close()
-    (out,) = live.until(lambda: live.removed(here))
-    (back,) = live.until(lambda: [e for e in live.removed(there) if e.flow.remote])
-    assert (totals(out), totals(back)) == ((4567, 123), (123, 4567))
-    assert out.flow.direction is Direction.OUTBOUND
-    assert back.flow.direction is Direction.INBOUND
-
-
-def test_each_end_shows_its_state_while_half_closed_and_the_fin_is_not_payload(live):
-    """Each end shows its state while half-closed; the byte of the FIN is not payload."""
-    listener = listen()
-    client, server = pair(listener)
-    exchange(client, server, 10, 20)
-    client.shutdown(socket.SHUT_WR)
-    assert server.recv(1) == b""
-    live.poll()
-    while "FIN_WAIT_2" not in [e.flow.state.name for e in (*live.added(port(client)), *live.updated(port(client)))]:
-        live.poll()  # until the other side's delayed acknowledgement came
-    (waiting,) = [e for e in live.added(port(listener)) if e.flow.remote]
-    assert waiting.flow.state is TcpState.CLOSE_WAIT
-    assert totals(waiting) == (10, 20)
-    assert waiting.flow.direction is Direction.INBOUND
-    here = port(client)
-    for sock in (server, client, listener):
-        sock.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert totals(gone) == (20, 10)
-
-
-def test_a_reset_connection_whose_descriptor_is_open_is_closed_until_that_is_closed(live):
-    """A connection reset by its peer, with the descriptor still open, becomes CLOSED and is removed when closed."""
-    listener = listen()
-    client, server = pair(listener)
-    here = port(client)
-    exchange(client, server, 10, 20)
-    live.poll()
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    server.close()
-    for _ in range(2):
-        live.poll()
-    assert live.updated(here)[-1].flow.state is TcpState.CLOSED
-    assert live.removed(here) == []
-    client.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert totals(gone) == (20, 10)
-    listener.close()
-
-
-def test_the_last_known_counts_of_an_aborted_connection_stand_and_are_not_final(live):
-    """An abort clears the kernel's counters: the last known ones stand, are not final, and the gap is reported."""
-    listener = listen()
-    client, server = pair(listener)
-    here = port(client)
-    exchange(client, server, 10, 20)
-    live.poll()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    client.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert (totals(gone), gone.final, gone.reason) == ((20, 10), False, RemovalReason.DROPPED)
-    assert [e.cause for e in live.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
-    server.close()
-    (told,) = live.until(lambda: [e for e in live.removed(port(listener)) if e.flow.remote])
-    assert totals(told) == (10, 20)
-    listener.close()
-
-
-def test_a_refused_attempt_is_added_and_removed_without_the_port(live):
-    """A refused attempt is added and removed; the kernel keeps the address and forgets the port."""
-    with listen() as listener:
-        closed = port(listener)
-    client = socket.socket()
-    client.bind(("127.0.0.1", 0))
-    here = port(client)
-    with pytest.raises(ConnectionRefusedError):
-        client.connect(("127.0.0.1", closed))
-    client.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert len(live.added(here)) == 1
-    assert (gone.flow.remote.address, gone.flow.direction) == ("127.0.0.1", Direction.OUTBOUND)
-    assert totals(gone) == (0, 0)
-
-
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
 def test_datagram_sockets_are_flows_without_counters_and_connecting_one_is_an_update(live, family):
     """UDP sockets, connected and not, are flows without counters; connecting one is an update."""
@@ -360,11 +135,6 @@ def test_datagram_sockets_are_flows_without_counters_and_connecting_one_is_an_up
     here = port(short)
     short.close()
     live.until(lambda: live.removed(here))
-
-
-def dissolve(sock: socket.socket) -> None:
-    """``connect(AF_UNSPEC)``: the connection ends, the socket stays."""
-    assert ctypes.CDLL(None).connect(sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC), 16) == 0
 
 
 @pytest.mark.parametrize("polled", [False, True], ids=["at once", "after polls"])
@@ -624,128 +394,3 @@ def test_who_follows_a_recorded_conversation_sees_the_same_flows_and_final_count
     assert [e.flow for e in ours] == [live.added(here)[0].flow, live.removed(here)[0].flow]
     assert totals(ours[1]) == (22, 11)
     listener.close()
-
-
-def test_a_namespace_that_does_not_exist_is_an_error_with_its_path():
-    """Opening fails with the reason and the path."""
-    with pytest.raises(BackendUnavailableError, match="no-such-namespace") as caught:
-        SockDiag("no-such-namespace").parts(MonitorOptions())
-    assert caught.value.reason is UnavailableReason.MISSING
-
-
-def test_the_own_namespace_has_no_label_by_whichever_name():
-    """A path to the own namespace is the own namespace: no label, no privilege."""
-    with drive(("/proc/self/ns/net",)) as live:
-        live.poll()
-        assert {e.flow.namespace for e in live.events if hasattr(e, "flow")} <= {None}
-
-
-def test_the_own_namespace_named_twice_is_watched_once(live):
-    """Two names of one namespace are one namespace: every flow comes once."""
-    with drive((os.getpid(), "/proc/self/ns/net", None)) as twice, listen() as listener:
-        twice.poll()
-        assert len(twice.added(port(listener))) == 1
-        assert len(twice.channels) == 4
-
-
-# -- privileged: namespaces and users
-
-
-def can_unshare() -> bool:
-    return subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
-
-
-privileged = pytest.mark.skipif(os.geteuid() != 0 or not can_unshare(), reason="needs root and network namespaces")
-
-INSIDE = """
-import socket, sys
-l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen()
-c = socket.create_connection(l.getsockname()); a, _ = l.accept()
-c.sendall(b"x" * 12345)
-n = 0
-while n < 12345: n += len(a.recv(65536))
-print(c.getsockname()[1], flush=True)
-sys.stdin.readline()
-c.close(); a.close(); l.close()
-"""
-
-
-def inside() -> subprocess.Popen[str]:
-    """A process with a connection in a network namespace of its own."""
-    script = 'ip link set lo up && exec "$0" -c "$1"'
-    return subprocess.Popen(
-        ["unshare", "-n", "sh", "-c", script, sys.executable, INSIDE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.privileged
-@privileged
-def test_flows_of_another_namespace_say_so_and_end_with_it():
-    """Several namespaces at once; the foreign flows say so, and end properly when their namespace vanishes."""
-    process = inside()
-    here = int(process.stdout.readline())
-    listener = listen()
-    with drive((None, process.pid)) as live:
-        live.poll()
-        (added,) = live.added(here)
-        assert added.flow.namespace == f"pid:{process.pid}"
-        assert added.flow.id.startswith("n1:")
-        assert added.flow.process.pid == process.pid
-        assert added.flow.interface.kind is InterfaceKind.LOOPBACK
-        assert live.added(port(listener))[0].flow.namespace is None
-        process.communicate("\n")
-        (gone,) = live.until(lambda: live.removed(here))
-        assert (gone.counts.tx_bytes, gone.final) == (12345, True)
-        assert live.poll().complete
-    listener.close()
-
-
-@pytest.mark.privileged
-@privileged
-def test_another_namespace_named_twice_has_the_first_name():
-    """What a namespace is, its device and inode say; the first name is shown, and no descriptor is left."""
-    process = inside()
-    here = int(process.stdout.readline())
-    before = len(os.listdir("/proc/self/fd"))
-    with drive((process.pid, f"/proc/{process.pid}/ns/net")) as live:
-        live.poll()
-        (added,) = live.added(here)
-        assert added.flow.namespace == f"pid:{process.pid}"
-        assert len(live.channels) == 4
-    assert len(os.listdir("/proc/self/fd")) == before
-    process.communicate("\n")
-
-
-@pytest.mark.privileged
-@privileged
-def test_a_user_without_capabilities_sees_all_flows_and_the_processes_of_its_own(nursery):
-    """A user without any capability sees all flows with exact final bytes, and the processes of the own user only."""
-    program = """
-import os, socket
-from sockdiag_fakes import LiveDriver
-from nstat_async.backends import SockDiag
-from nstat_async._options import MonitorOptions
-os.setgid(65534); os.setuid(65534)
-l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen()
-c = socket.create_connection(l.getsockname()); a, _ = l.accept()
-with LiveDriver(*SockDiag().parts(MonitorOptions(interval=None))) as live:
-    live.poll()
-    (own,) = live.added(c.getsockname()[1])
-    (foreign,) = live.added(PORT)
-    assert own.flow.process.pid == os.getpid(), own
-    assert own.flow.process.uid == 65534
-    assert foreign.flow.process is None, foreign
-    assert live.core.capabilities.processes.value == "own"
-    assert live.core.capabilities.final_counts
-    here = c.getsockname()[1]
-    c.sendall(b"x" * 99); a.recv(99); c.close(); a.close()
-    (gone,) = live.until(lambda: live.removed(here))
-    assert gone.counts.tx_bytes == 99 and gone.final
-print("as expected")
-"""
-    with listen() as listener:
-        _, out, err = nursery.run(f"PORT = {port(listener)}\n{program}")
-    assert out == "as expected\n", err

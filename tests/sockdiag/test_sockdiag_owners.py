@@ -12,21 +12,18 @@ import sys
 
 import pytest
 from nursery import MOUNTS, PROCESSES
-from test_sockdiag_living import drive, listen, pair, port, privileged
+from sockdiag_living import drive, listen, pair, port, privileged
 
 from nstat_async._events import FlowUpdated
 from nstat_async._io import tables
 from nstat_async._model import Attribution, Visibility
 from nstat_async.sockdiag import ANYWHERE, OwnersRequest
 
-pytestmark = [pytest.mark.linux, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    """On a machine with other work a search for processes may take its time: new flows wait for it."""
-    monkeypatch.setattr("nstat_async.sockdiag._polls.OWNERS_PATIENCE", 60.0)
-    monkeypatch.setattr("nstat_async.sockdiag._polls.FIRST_OWNERS_PATIENCE", 60.0)
+pytestmark = [
+    pytest.mark.linux,
+    pytest.mark.usefixtures("patience"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import types
 import anyio
 import pytest
 from nursery import NETWORK
-from test_sockdiag_living import drive, inside, listen, pair, port, privileged
+from sockdiag_living import drive, inside, listen, pair, port, privileged
 from test_sockdiag_owners import child
 
 if not sys.platform.startswith("linux"):

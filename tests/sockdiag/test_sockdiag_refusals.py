@@ -11,7 +11,7 @@ import forked
 import pytest
 from nursery import MOUNTS, NETWORK
 from sockdiag_fakes import FakeKernel, FakeSocket
-from test_sockdiag_living import privileged
+from sockdiag_living import privileged
 
 from nstat_async._cli._limits import limits_text
 from nstat_async._contract import CloseChannel, LookupFailed, OpenChannel

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from nursery import MOUNTS, NETWORK, PROCESSES
-from test_sockdiag_living import privileged
+from sockdiag_living import privileged
 
 pytestmark = [pytest.mark.linux, pytest.mark.privileged, privileged]
 
