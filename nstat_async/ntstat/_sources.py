@@ -96,6 +96,8 @@ class SourceTable:
         """Monotonic time of the present datagram, seconds."""
         self.subscribed: tuple[int, int] | None = None
         """`moment` of the subscription: earlier flows are pre-existing."""
+        self.watching: tuple[int, int] | None = None
+        """`moment` of the first control socket's subscription."""
         self.poll_serial = 0
         self.given_up: set[int] = set()
         """References that the client asked the kernel to remove."""
@@ -288,7 +290,7 @@ class SourceTable:
     def continue_from(self, old: SourceTable) -> None:
         """Take over from another table: report from now on, and continue its counters."""
         self.emit, self.meter = old.emit, old.meter
-        self.subscribed = old.subscribed
+        self.watching = old.watching
         old.begin(self.now, self.time)
         self.statistics["flows_added"] = self.statistics["flows_removed"] = 0
         for name, value in old.statistics.items():
@@ -485,19 +487,19 @@ class SourceTable:
             self.hide(source)
             return
         if self.subscribed is not None and flow.started_ns is not None and source.announced_ns is None:
-            source.preexisting = self.is_preexisting(flow)
+            source.preexisting = self.is_older(flow, self.subscribed)
         if not self.awaited or not self.recognise(source):
             self.announce_added(source)
 
-    def is_preexisting(self, flow: Flow) -> bool:
-        """True if a flow of which a report came just now is known to be older than the subscription.
+    def is_older(self, flow: Flow | None, subscribed: tuple[int, int] | None) -> bool:
+        """True if a flow of which a report came just now is known to be older than a subscription, given its `moment`.
 
         Both clocks must say so: the wall clock may have been stepped since, and the monotonic one stands still while a Mac sleeps.
         """
-        if self.subscribed is None or flow.started_ns is None:
+        if flow is None or flow.started_ns is None or subscribed is None:
             return False
         age = self.time_ns - flow.started_ns
-        return all(now - age < subscribed for now, subscribed in zip(self.moment, self.subscribed, strict=True))
+        return all(now - age < then for now, then in zip(self.moment, subscribed, strict=True))
 
     def hide(self, source: Source) -> None:
         """Report nothing more about a source; `Decoder.observer` still sees it."""

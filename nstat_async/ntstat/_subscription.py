@@ -177,7 +177,7 @@ class Subscription(Client):
         room = (receive_buffer or DEFAULT_BUFFER) * 3 // 4
         self._singles_at_once = max(1, min(MAX_SINGLES, room // SINGLE_REPLY))
         self.has_small_buffer = receive_buffer is not None and receive_buffer < AMPLE_BUFFER
-        self.table.subscribed = self.table.moment
+        self.table.subscribed = self.table.watching = self.table.moment
         self._enter(TRANSITIONS[self.state][Trigger.OPENED])
         self.proceed()
 

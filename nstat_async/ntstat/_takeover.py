@@ -240,7 +240,7 @@ def continue_flows(old: SourceTable, table: SourceTable, found: Comparison, awai
     for source in found.outlived:
         table.hide(source)
     for source in (*found.fresh, *(source for source, _ in found.passed)):
-        source.preexisting = source.flow is not None and table.is_preexisting(source.flow)
+        source.preexisting = table.is_older(source.flow, old.watching)
         if source.reported:
             table.announce_added(source)
     for source, reason in found.passed:

@@ -342,6 +342,20 @@ def test_a_poll_that_was_under_way_when_the_control_went_away_is_made_up_for():
     assert [event.serial for event in talk.events(PollCompleted)] == [2, 3]
 
 
+def test_a_flow_that_shows_up_behind_a_new_control_socket_s_list_is_new_if_it_is_younger_than_that_socket():
+    """An older one may have been counted already: one that was awaited too long has another id now."""
+    talk = subscribed(interval=3600.0)
+    talk.poll(1)
+    talk.now += 50.0
+    (poll,) = talk.reopen()
+    talk.answer(talk.report(1), talk.wire.success(poll.context))
+    talk.events()
+    talk.now += 10.0
+    for ref, age in ((2, 5), (3, 30), (4, 100)):
+        talk.answer(talk.report(ref, start_timestamp=10**13, timestamp=10**13 + age * 10**9))
+    assert [event.preexisting for event in talk.events(FlowAdded)] == [False, True, True]
+
+
 def _polled_whole(talk: Talk, requests: list) -> None:
     """Answer a poll that is open, and whatever is asked behind it: nothing more is there."""
     while requests:
