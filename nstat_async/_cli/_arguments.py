@@ -205,7 +205,7 @@ def _form(fields: str, example: str) -> dict[str, dict[str, Any]]:
         },
         "--json": {"action": "store_const", "dest": "format", "const": "json", "help": "as --format json"},
         "--fields": {
-            "type": _lazily("._columns", fields), "metavar": "NAME,…", "help": f"only these fields, e.g. {example} (docs/fields.md has all)",
+            "type": _lazily("._columns", fields), "action": "extend", "metavar": "NAME,…", "help": f"only these fields, e.g. {example} (docs/fields.md has all; repeatable)",
         },
     }  # fmt: skip
 
