@@ -7,7 +7,7 @@ from typing import Protocol
 
 from .._escape import escape
 from .._events import HostState
-from .._model import Capabilities, Visibility
+from .._model import Capabilities, Provider, Visibility
 from ._output import complain
 
 
@@ -54,6 +54,11 @@ def silence_text(hosts: Mapping[str, HostState]) -> str | None:
         return None
     names = ", ".join(map(escape, silent[:_NAMED])) + (", …" if len(silent) > _NAMED else "")
     return f"{len(silent)} of {len(hosts)} machines {'is' if len(silent) == 1 else 'are'} silent: {names}"
+
+
+def refusal_texts(refused: Mapping[Provider, str]) -> list[str]:
+    """Which kinds of flows are not counted, and why."""
+    return [f"no {provider.value} flows: {escape(why) or 'refused'}" for provider, why in refused.items()]
 
 
 class Limits:

@@ -16,7 +16,7 @@ from .._io.threads import in_thread
 from ..aggregate import GroupBy, TableStream, TrafficTable, unattributed_row
 from ._cells import bytes_text
 from ._formats import row_form
-from ._limits import Limits, silence_text
+from ._limits import Limits, refusal_texts, silence_text
 from ._names import NameResolver
 from ._output import Output, can_draw
 from ._progress import Progress
@@ -139,9 +139,8 @@ def view_of(arguments: argparse.Namespace) -> View:
 
 
 def _missing(table: TrafficTable, arguments: argparse.Namespace) -> list[str]:
-    """What the table lacks: losses, and machines that are silent."""
+    """What the table lacks: losses, machines that are silent, and kinds of flows that were refused."""
     if arguments.format != "text":
         return []
-    silence = silence_text(table.hosts)
-    lost = [f"! lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]
-    return [*lost, *([f"! {silence}"] if silence else [])]
+    lost = [f"lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]
+    return [f"! {text}" for text in (*lost, silence_text(table.hosts), *refusal_texts(table.refused)) if text]

@@ -32,6 +32,7 @@ from nstat_async._events import (
     HostUpdated,
     LossCause,
     PollCompleted,
+    ProviderRefused,
 )
 from nstat_async._model import UNCOUNTED_PROVIDERS, Counts, Flow, Provider
 from nstat_async._options import providers_of
@@ -116,6 +117,7 @@ class TrafficTable:
         self._losses: dict[LossCause, Loss] = {}
         self._polls = self._incomplete_polls = 0
         self._hosts: dict[str, HostState] = {}
+        self._refused: dict[Provider, str] = {}
         self._clocks: tuple[float, float] | None = None
         """The events' clock and the monotonic one, at the last batch."""
 
@@ -192,6 +194,8 @@ class TrafficTable:
                 self._hosts.pop(event.host, None)
             else:
                 self._hosts[event.host] = event.state
+        elif isinstance(event, ProviderRefused) and event.provider not in self._exclude:
+            self._refused[event.provider] = event.detail
 
     def feed_many(self, events: Iterable[AnyEvent], *, now: float | None = None) -> None:
         """Take in events, in order.
@@ -384,6 +388,11 @@ class TrafficTable:
         """  # noqa: D205  # one sentence of two lines
         return dict(self._hosts)
 
+    @property
+    def refused(self) -> dict[Provider, str]:
+        """The kinds of flows that a kernel refused to report, and why: none of them is counted."""
+        return dict(self._refused)
+
     def rows(self) -> list[Row]:
         """All rows, in the order in which the groups appeared; folded and lost traffic comes last."""
         span = self._window.span()
@@ -495,6 +504,7 @@ class TrafficTable:
         for loss in other._losses.values():
             self._add_loss(loss)
         self._hosts |= other._hosts
+        self._refused |= other._refused
         self._polls += other._polls
         self._incomplete_polls += other._incomplete_polls
 

@@ -197,7 +197,7 @@ class Hub:
             "state": self.state,
             "backend": None if self.monitor is None else self.monitor.capabilities.backend,
             "total": to_dict(view.table.total(), time=view.table.time),
-            **_machines(self.views.main.table),  # the others did not see those that came before
+            **_missing(self.views.main.table),  # the others did not see what was said before
         }
 
     def _flows(self, view: View, rows: list[Row]) -> list[str]:
@@ -215,11 +215,13 @@ class Hub:
         return [self._format.flow_line(event.flow, event.counts, time) for event in found[: -_FLOWS - 1 : -1]]
 
 
-def _machines(table: TrafficTable) -> dict[str, Any]:
-    """How many machines of a fleet are known, and which are silent."""
+def _missing(table: TrafficTable) -> dict[str, Any]:
+    """How many machines of a fleet are known, and which are silent; which kinds of flows were refused, and why."""
     hosts = table.hosts
+    refused = {provider.value: why for provider, why in table.refused.items()}
     silent = sorted(host for host, state in hosts.items() if state is HostState.SILENT)
-    return {"machines": {"known": len(hosts), "silent": len(silent), "names": silent[:_NAMED]}} if hosts else {}
+    machines = {"known": len(hosts), "silent": len(silent), "names": silent[:_NAMED]}
+    return ({"machines": machines} if hosts else {}) | ({"refused": refused} if refused else {})
 
 
 def _losses(table: TrafficTable) -> list[dict[str, Any]]:

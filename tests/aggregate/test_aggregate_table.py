@@ -6,7 +6,7 @@ import pytest
 from aggregate_events import CURL, SSHD, Counts, added, counts, fed, flow, lost, polled, removed, updated
 
 from nstat_async._errors import UsageError
-from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause
+from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause, ProviderRefused
 from nstat_async._model import Process, Provider
 from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
 from nstat_async.json import to_dict
@@ -309,14 +309,16 @@ def test_the_sum_of_growths_is_taken_along_after_a_wrap():
     assert (share.rx_bytes, share.tx_bytes, share.rx_packets, share.tx_packets) == (30, 9, 2**32 + 6, 2**32 + 4)
 
 
-def test_a_table_of_a_fleet_knows_its_machines_until_they_leave():
+def test_a_table_knows_the_machines_of_a_fleet_until_they_leave_and_what_was_refused():
     table, both = TrafficTable(GroupBy.host()), TrafficTable(GroupBy.host())
     states = {"web1": HostState.PRESENT, "db1": HostState.SILENT, "db2": HostState.PRESENT}
     table.feed_many(HostUpdated(1.0, state, host=host) for host, state in states.items())
     table.feed(HostUpdated(2.0, HostState.LEFT, host="db2"))
     table.feed(HostUpdated(2.0, HostState.LEFT, host="unknown"))
+    table.feed(ProviderRefused(2.0, Provider.UDP, 2, "no"))
     table.reset()
     both.merge(table)
+    assert table.refused == both.refused == {Provider.UDP: "no"}
     assert table.hosts == both.hosts == {"web1": HostState.PRESENT, "db1": HostState.SILENT}
 
 

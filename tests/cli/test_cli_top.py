@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replaying import failed_run
 
-from nstat_async import Capabilities, Coverage, HostState, HostUpdated, Visibility
+from nstat_async import Capabilities, Coverage, HostState, HostUpdated, ProviderRefused, Visibility
 from nstat_async._cli._arguments import SORT_KEYS as SORT_WORDS
 from nstat_async._cli._table import cell_width, fit
 from nstat_async._cli._top._graph import chart_lines, curve_text
@@ -343,15 +343,17 @@ def test_the_head_says_where_from_how_much_is_seen_and_what_was_lost():
         assert "8 flows" in totals_text(model, width)
 
 
-def test_the_head_names_the_silent_machines_of_a_fleet_in_every_view_and_on_small_screens():
+def test_the_head_names_silent_machines_and_refused_flows_in_every_view():
     model = _model()
     model.feed([HostUpdated(12.0, HostState.PRESENT, host=host) for host in ("db1", "web1")])
     assert "silent" not in state_text(State("fleet"), model) + alarm_text(model)
     model.feed([HostUpdated(13.0, HostState.SILENT, host="db1"), EventsLost(13.0, LossCause.TRANSPORT, 1)])
     assert alarm_text(model) == "! 1  ! 1 silent"
+    model.feed([ProviderRefused(14.0, Provider.UDP, 2, "the kernel has no sock_diag for it")])
     model.change_view(View(GroupBy.user()))
     model.reset()
     assert "! 1 of 2 machines is silent: db1" in state_text(State("fleet"), model)
+    assert "! no udp flows: the kernel has no sock_diag for it" in state_text(State("fleet"), model)
 
 
 @pytest.mark.parametrize(

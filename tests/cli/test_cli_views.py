@@ -30,6 +30,7 @@ from nstat_async import (
     PollCompleted,
     Process,
     Provider,
+    ProviderRefused,
     UsageError,
 )
 from nstat_async._cli._columns import event_columns, picked, row_columns
@@ -64,6 +65,16 @@ def test_a_loss_of_unknown_size_is_some_and_not_none():
         table.feed(loss)
     lines = _missing(table, argparse.Namespace(format="text"))
     assert lines == ["! lost: some (silence)", "! lost: 3 (batch)"]
+
+
+def test_a_table_says_which_flows_were_refused_if_it_would_count_them():
+    table = TrafficTable(GroupBy.processes())
+    table.feed(ProviderRefused(1.0, Provider.UDP, 2, "the kernel has no sock_diag for it\x1b"))
+    table.feed(ProviderRefused(1.0, Provider.TCP, 1, ""))
+    table.feed(ProviderRefused(1.0, Provider.UDP_SUBFLOW, 1, "not without eBPF"))
+    assert _missing(table, argparse.Namespace(format="text")) == [
+        "! no udp flows: the kernel has no sock_diag for it\\x1b", "! no tcp flows: refused",
+    ]  # fmt: skip
 
 
 def test_a_table_of_a_fleet_names_the_machines_that_are_silent():

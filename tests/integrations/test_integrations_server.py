@@ -16,8 +16,8 @@ from plain_http import PLAIN
 
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
-from nstat_async._events import HostState, HostUpdated
-from nstat_async._model import Process
+from nstat_async._events import HostState, HostUpdated, ProviderRefused
+from nstat_async._model import Process, Provider
 from nstat_async.integrations.server import create_app
 
 pytestmark = pytest.mark.asyncio
@@ -349,6 +349,20 @@ async def test_machines_of_a_fleet_that_are_silent_are_named_in_every_view():
             await asyncio.sleep(0.002)
         known = {"known": 3, "silent": 2, "names": ["db1", "web1"]}
         assert await machines("/live", group="user") == await machines("/processes") == known
+
+
+async def test_what_a_kernel_refuses_to_report_is_said_in_every_view():
+    monitor = FakeMonitor()
+    async with served(monitor) as client:
+
+        async def refused(**query):
+            return (await client.get("/live", params=query)).json().get("refused")
+
+        assert await refused() is None
+        monitor.deliver(ProviderRefused(1.0, Provider.UDP, 2, "no sock_diag"))
+        while await refused() is None:
+            await asyncio.sleep(0.002)
+        assert await refused(group="user") == {"udp": "no sock_diag"}
 
 
 async def test_the_page_is_given_the_events_that_it_does_not_know():

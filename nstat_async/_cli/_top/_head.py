@@ -9,7 +9,7 @@ from ..._escape import escape
 from ..._events import HostState
 from ..._model import Capabilities
 from .._cells import media_text, rate_text
-from .._limits import limits_text, silence_text, unseen
+from .._limits import limits_text, refusal_texts, silence_text, unseen
 from .._table import fit
 from ._graph import chart_lines
 from ._model import TopModel
@@ -48,6 +48,7 @@ def state_text(state: State, model: TopModel) -> str:
         "PAUSED" if state.paused else "",
         f"! {model.gaps} gap{'' if model.gaps == 1 else 's'}" if model.gaps else "",
         f"! {silence}" if silence else "",
+        *(f"! {fit(text, 50).rstrip()}" for text in refusal_texts(model.refused)),
         f"filter {model.wanted!a}" if model.wanted else "",
         state.source,
         f"by {model.view.group_by.name}",

@@ -16,7 +16,7 @@ from typing import Union
 import attrs
 
 from ..._events import AnyEvent, FlowAdded, FlowEvent, FlowRemoved, HostState
-from ..._model import Flow
+from ..._model import Flow, Provider
 from ...aggregate import GroupBy, Row, RowKind, Share, TrafficTable, sum_rows
 from ...filters import is_of
 from .._views import SORT_KEYS, View
@@ -271,6 +271,11 @@ class TopModel:
     def hosts(self) -> dict[str, HostState]:
         """The machines of a fleet; another view has those that were known before, too."""
         return self._flows.hosts
+
+    @property
+    def refused(self) -> dict[Provider, str]:
+        """The kinds of flows that were refused, and why."""
+        return self._flows.refused
 
     @property
     def polls(self) -> int:

@@ -377,6 +377,10 @@ function silent(machines) {
   return ` · ${machines.silent} of ${machines.known} machines ${machines.silent === 1 ? "is" : "are"} silent: ${machines.names.map(shown).join(", ")}${more}`;
 }
 
+function refused(kinds) {
+  return Object.entries(kinds || {}).map(([kind, why]) => ` · no ${kind} flows: ${shown(why) || "refused"}`).join("");
+}
+
 function disconnected(why) {
   if (failedSince === null) failedSince = Date.now() / 1000;
   document.body.classList.add("stale");
@@ -398,8 +402,8 @@ function connected(answer) {
   wait = REFRESH_MS;
   document.body.classList.remove("stale");
   failure = answer.state.startsWith("failed") ? answer.state : "";
-  const silence = silent(answer.machines);
-  showState(`${answer.state} · ${answer.backend}${silence}`, answer.state !== "running" || silence);
+  const lacks = silent(answer.machines) + refused(answer.refused);
+  showState(`${answer.state} · ${answer.backend}${lacks}`, answer.state !== "running" || lacks);
   showGroups(answer.groups);
   const rows = sorted(answer.rows);
   showRows(rows);
