@@ -132,6 +132,7 @@ def test_a_look_at_linux_sees_the_sockets_that_are_there():
     poll, look, first = (found[f"100 sockets: {what}"] for what in ("a poll", "a look", "the first poll"))
     assert poll["a poll, nothing changed"]["counted"] >= 100
     assert look["snapshot(), TCP"]["counted"] >= 100
+    assert look["the least look, in Python"]["counted"] >= 100
     assert first["longest hold"]["counted"] >= 100
 
 
