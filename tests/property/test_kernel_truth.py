@@ -11,6 +11,7 @@ Sessions run without descriptors, in virtual time (``tests/virtual.py``).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -317,6 +318,35 @@ def test_without_faults_every_flow_is_told_from_begin_to_end_with_exact_counts(k
     assert not [loss for loss in monitor.picture.losses if loss.cause is not LossCause.FINAL_COUNTS]
     if machine.kernel.release.has_counts_at_goodbye:
         assert not monitor.picture.losses
+
+
+def totals(flows: Iterable[Any]) -> list[int]:
+    """What these flows of the kernel moved since they began, as `Picture.moved`."""
+    names = [f"nstat_{key}" for key in ("rxbytes", "txbytes", "rxpackets", "txpackets")]
+    return [sum(flow.counts.get(name, 0) for flow in flows) for name in names]
+
+
+@settings(common, max_examples=examples(30))
+@given(
+    kernel=st.sampled_from(KERNELS),
+    discovery=st.sampled_from(("poll", "announce")),
+    before=st.integers(0, 10),
+    jump=st.sampled_from(JUMPS),
+    script=st.lists(life, min_size=1, max_size=20),
+)
+def test_what_is_counted_is_what_moved_since_the_subscription_whatever_the_wall_clock_does(
+    kernel, discovery, before, jump, script
+):
+    machine = Machine(EmulatedKernel(kernel))
+    machine.do_crowd(before)
+    machine.kernel.advance(1.0)
+    earlier = totals(machine.flows)
+    monitor = machine.monitor = VirtualMonitor(machine.kernel, discovery=discovery)
+    for step in (("clock", jump), ("crowd", 3), *script):
+        machine.do(step)
+    settle(machine, monitor)
+    if not monitor.picture.losses:  # 10.7 has no final counts
+        assert monitor.picture.moved == [now - then for now, then in zip(totals(machine.flows), earlier, strict=True)]
 
 
 @settings(common, max_examples=examples(200))
