@@ -109,11 +109,11 @@ def test_what_is_open_when_it_is_called_is_known_when_it_returns_also_during_a_p
                 finally:
                     close()
 
-            for number in range(examples(80)):
+            for number in range(examples(80, 10)):
                 # One on its own, or three at once of which two come while a poll is under way.
                 for each in range(1 if number % 2 else 3):
                     tasks.start_soon(ask, 3 * number + each)
-                await anyio.sleep(0.0003 * (number % 20))
+                await anyio.sleep(0.0003 * (number * 2 % 20))
 
     anyio.run(main, backend=loop)
     system.close()

@@ -229,7 +229,7 @@ def test_counters_by_medium_do_not_come_and_go():
 def test_a_list_of_flows_that_was_cut_short_is_said(name, bridge):
     """The kernel stops at the first announcement that does not fit, and still says SUCCESS."""
     talk = ByHand(name, buffer=8192, bridge=bridge, interval=None)
-    for n in range(400):
+    for n in range(200):
         talk.kernel.open_tcp(remote=(REMOTE, n + 1))
     talk.session.start(talk.now)
     for _ in range(4):
