@@ -570,8 +570,9 @@ class Subscription(Client):
         self._statistics["replies_lost"] += 1
         if request.purpose is Purpose.SUBSCRIBE:
             self._granted(request)
-            # Whether the kernel watches the provider, and listed everything, is in the lost answer.
-            self.report_gap(None)
+            # Whether the kernel watches the provider, and listed everything, is in that answer.
+            assert request.provider is not None
+            self.report_gap(None, f"the answer to the subscription to {request.provider.value} was lost")
             return
         del self._in_flight[request.context]
         if request.purpose in SINGLE:

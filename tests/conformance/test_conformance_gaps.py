@@ -155,6 +155,7 @@ def test_no_poll_is_complete_after_a_subscription_without_an_answer_until_anothe
     picture = monitor.picture
     assert (picture.polls, picture.complete_polls, len(picture.flows)) == (1, 0, 1)
     assert [loss.cause for loss in picture.losses] == [LossCause.KERNEL_BUFFER, LossCause.ANNOUNCEMENT]
+    assert picture.losses[1].detail == "the answer to the subscription to tcp was lost"
     story = []
     monitor.add_sink(story.extend)
     monitor.run(1.5)
