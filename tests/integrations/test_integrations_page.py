@@ -253,6 +253,17 @@ async def test_on_a_phone_nothing_scrolls_sideways(tmp_path, scheme):
         assert colour == {"light": "rgb(20, 105, 78)", "dark": "rgb(79, 209, 165)"}[scheme]
 
 
+async def test_no_number_and_no_heading_is_cut_in_a_window_of_any_width(tmp_path):
+    async with shown(tmp_path) as (monitor, page, _):
+        monitor.deliver(*busy("curl", "ssh", rx=88_800))
+        await page.until("document.querySelectorAll('#rows tr').length === 2")
+        places = "#table th button, #table td:not(:first-child)"
+        cut = f"[...document.querySelectorAll('{places}')].filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+        for width in (360, 640, 760, 780, 800, 900, 1000, 1100):
+            await page.screen(width, 800)
+            assert await page.run(cut) == [], width
+
+
 async def test_a_browser_with_the_token_sees_the_page(tmp_path):
     async with serving(FakeMonitor(), token=TOKEN) as (url,), browser(tmp_path / "profile") as page:
         await page.call("Page.navigate", url=f"{url}?token={TOKEN}")

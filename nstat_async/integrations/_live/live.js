@@ -215,7 +215,7 @@ function expand(serial) {
   askSoon();
 }
 
-const narrow = matchMedia("(max-width: 640px)");
+const narrow = matchMedia("(max-width: 780px)");
 
 function visibleColumns() {
   const hidden = (column) => (narrow.matches && column.wide) || (column.key === "pid" && !byId("table").matches(".processes"));
