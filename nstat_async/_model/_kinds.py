@@ -87,8 +87,8 @@ class Attribution(enum.Enum):
     """The flow was accepted and ended before the look-up; the process is the only one that listened there. Linux,
     without a process: cgroup, container and pod are those of all visible processes of the network namespace."""
     KERNEL = "kernel"
-    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard), because no process has it.
-    `Flow.process` is the one with pid 0."""
+    """Linux: the kernel made the socket for itself (VXLAN, NFS, WireGuard), because no process has it. A descriptor that waits
+    in a Unix socket, sent and not yet received, looks alike. `Flow.process` is the one with pid 0."""
     HIDDEN = "hidden"
     """Linux: none of the processes that may be looked at has it."""
     GONE = "gone"

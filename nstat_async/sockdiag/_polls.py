@@ -203,8 +203,14 @@ class Polls:
         left = ANNOUNCED_AT_ONCE
         for namespace in self._namespaces:
             left -= namespace.book.announce_next(left, searched=self._searched)
-        if not (self._output.busy or any(namespace.book.unannounced for namespace in self._namespaces)):
+        unannounced = any(namespace.book.unannounced for namespace in self._namespaces)
+        if not (self._output.busy or unannounced or self._undecided):
             self._end()
+
+    @property
+    def _undecided(self) -> bool:
+        """True while a poll without an interval waits for the reason why the processes of flows that it announced are not known."""
+        return self._interval is None and not self._searched and self._owners.undecided > 0
 
     def _end(self) -> None:
         output = self._output

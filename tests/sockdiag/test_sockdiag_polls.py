@@ -10,7 +10,9 @@ from sockdiag_fakes import FakeKernel, FakeSocket, kinds, polls, traffic
 from nstat_async import _errors
 from nstat_async._contract import LookupFailed
 from nstat_async._events import ProviderRefused
-from nstat_async._model import Provider
+from nstat_async._model import Attribution, Provider, Visibility
+from nstat_async._options import MonitorOptions
+from nstat_async.sockdiag import Session
 from nstat_async.sockdiag._polls import ASKED_OWNERS_PATIENCE, FIRST_OWNERS_PATIENCE
 
 
@@ -125,6 +127,41 @@ def test_a_look_without_a_next_one_waits_longer_for_processes(interval, patience
     kernel.refused_processes = None
     kernel.answer(kernel.held.pop())
     assert kernel.session.statistics()["sought_owners"] == 0
+
+
+def test_a_further_look_waits_until_it_is_decided_whose_the_sockets_are():
+    """The first look cannot tell the kernel's own socket from one on its way between processes; the second one is to tell."""
+    kernel = FakeKernel(Session(MonitorOptions(interval=None), processes=Visibility.ALL))
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.start()
+    assert (len(polls(kernel.events)), kernel.session.statistics()["undecided_owners"]) == (1, 1)
+    kernel.hold_lookups = True
+    kernel.poll()
+    assert len(polls(kernel.events)) == 1
+    kernel.hold_lookups = False
+    kernel.answer(kernel.held.pop())
+    kernel.run()
+    assert len(polls(kernel.events)) == 2
+    figures = kernel.session.statistics()
+    assert (figures["undecided_owners"], figures["sought_owners"]) == (0, 0)
+    assert [flow.attribution for flow, _ in kernel.session.flows()] == [Attribution.KERNEL]
+
+
+@pytest.mark.parametrize(
+    ("interval", "visible", "waits"),
+    [(1.0, Visibility.ALL, False), (None, Visibility.OWN, False), (None, Visibility.ALL, True)],
+    ids=["another poll follows", "the reason is known", "too long"],
+)
+def test_a_poll_does_not_wait_for_a_search_for_nothing_or_for_too_long(interval, visible, waits):
+    kernel = FakeKernel(Session(MonitorOptions(interval=interval), processes=visible))
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.start()
+    kernel.hold_lookups = True
+    kernel.poll()
+    assert kernel.held
+    assert len(polls(kernel.events)) == (1 if waits else 2)
+    kernel.wait(ASKED_OWNERS_PATIENCE if waits else 0.0)
+    assert len(polls(kernel.events)) == 2
 
 
 def test_where_nobody_can_look_nothing_is_undecided():
