@@ -68,6 +68,8 @@ class FleetFeed:
         """Place in the stream from which messages are new."""
         self._position: int | None = None
         """The last place that was read; `None` before the first connection."""
+        self._behind: float | None = None
+        """The server's clock when the connection was made, while what the stream had by then is read."""
         self._created: Any = None
         self._scope = anyio.CancelScope()
         self._joined = anyio.Event()
@@ -153,6 +155,7 @@ class FleetFeed:
             start = await self._place(connection, info)
         async with reading(connection, self._settings.name, self._subjects("*"), **start) as messages:
             self._core.connection = None
+            self._behind = messages.server_time if self._until is None else None
             if not messages.pending:
                 await self._caught_up(sink)
             while True:
@@ -209,7 +212,9 @@ class FleetFeed:
         since = -math.inf if self._since is None else self._since
         if delivery.position > self._join_at and delivery.stored >= since:
             core.begin(time.time() if self._since is None else delivery.stored)
-        core.receive(delivery, time.monotonic())
+        # Whoever joins finds machines that fell silent before.
+        age = 0.0 if self._behind is None else max(0.0, self._behind - delivery.stored)
+        core.receive(delivery, time.monotonic() - age)
         await self._work(sink)
         self._position = delivery.position
         core.caught_up = not pending
@@ -219,8 +224,8 @@ class FleetFeed:
 
     async def _caught_up(self, sink: Sink) -> None:
         """Tell the core that the whole stream was read."""
-        self._core.caught_up = True
-        self._core.begin(time.time())
+        self._core.caught_up, self._behind = True, None
+        self._core.begin(time.time(), time.monotonic())
         await self._work(sink)
 
     async def _work(self, sink: Sink) -> None:

@@ -85,7 +85,7 @@ class Incoming:
 
         Args:
             delivery: The message.
-            now: Monotonic seconds.
+            now: Monotonic seconds when the server got it, as far as that is known.
         """
         self._work.append(self._receive(delivery, now))
 
@@ -104,18 +104,22 @@ class Incoming:
         view.state = HostState.SILENT
         self._next_look = now + _LOOK_SECONDS
 
-    def begin(self, time: float) -> None:
+    def begin(self, time: float, now: float | None = None) -> None:
         """Report from now on: first the known machines and flows, then what happens.
 
         Args:
             time: Wall clock, seconds since the epoch.
+            now: Monotonic seconds, if everything was read: a machine may have been silent for long.
         """
         if not self.begun:
             self.begun = True
-            self._work.append(self._begin(time))
+            self._work.append(self._begin(time, now))
 
-    def _begin(self, time: float) -> Iterator[None]:
+    def _begin(self, time: float, now: float | None) -> Iterator[None]:
         self._report.begun, self._shown = True, 0
+        for view in self._views.values():
+            if now is not None and view.state is HostState.PRESENT and view.is_silent(now):
+                view.state = HostState.SILENT
         for event in sliced(self._known(time)):
             if event is None:
                 yield

@@ -317,6 +317,18 @@ def test_a_machine_that_vanishes_is_an_event_one_that_comes_back_another_and_its
     assert not reader.losses
 
 
+def test_who_joins_finds_a_machine_silent_whose_last_message_is_old_if_everything_was_read():
+    stream = Stream()
+    lived(Machine("web"), stream, 5)
+    for now, state in ((129.0, HostState.PRESENT), (131.0, HostState.SILENT), (None, HostState.PRESENT)):
+        core = Incoming()
+        for delivery in stream.deliveries:
+            core.receive(delivery, 100.0)
+        core.begin(WALL, now)
+        first, *_, last = taken(core)
+        assert (first.state, last.complete) == (state, state is HostState.PRESENT)
+
+
 def test_silence_says_nothing_while_the_stream_was_not_read_and_everything_when_the_server_is_gone():
     stream = Stream()
     lived(Machine("web"), stream, 5)

@@ -247,6 +247,27 @@ async def test_a_publisher_that_is_killed_is_silent_and_its_next_run_is_a_new_be
 
 
 @pytest.mark.asyncio
+async def test_who_joins_is_told_at_once_that_a_machine_fell_silent_before(server):
+    web = Machine("web", server.url, heartbeat=0.1)
+    await web.__aenter__()
+    web.open()
+    await eventually(lambda: web.publisher.statistics()["events"] >= 1)
+    await web.kill()
+    states, complete = [], True
+    with anyio.fail_after(PATIENCE):
+        while complete:  # it is not silent yet
+            async with fleet(server.url) as monitor:
+                states = []
+                async for event in monitor:
+                    if isinstance(event, HostUpdated):
+                        states.append(event.state)
+                    elif isinstance(event, PollCompleted):
+                        complete = event.complete
+                        break
+    assert states == [HostState.SILENT]
+
+
+@pytest.mark.asyncio
 async def test_a_subscriber_that_begins_anew_gets_a_snapshot_and_goes_on(server):
     async with Machine("web", server.url) as web:
         web.open()
