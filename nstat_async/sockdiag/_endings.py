@@ -115,6 +115,8 @@ class Endings:
         """Ends that are remembered for the other end on this machine, with the time until which they are."""
         self._aborted: Memory[bytes, float] = Memory(MOST_REMEMBERED)
         """Local ports of connections that were aborted, if their other ends are not known, with the time until which that counts."""
+        self._doubted = 0.0
+        """Until when the other end of any connection may be missing, because notifications were lost."""
         self.read_at = 0.0
         """When all notifications had been read: any that come now are younger."""
         self._fresh: dict[End, Ending] = {}
@@ -265,11 +267,15 @@ class Endings:
     def _may_be_pair(self, here: End, words: LastWords, other: LastWords) -> bool:
         """False if the other end may be another connection's: an abort, whose removal names no peer, leaves both ends free.
 
-        Then only equal counts show that they are of one connection.
+        Then, and after a loss of removals, only equal counts show that they are of one connection.
         """
         now, ports = self._output.now, (here[0][:2], here[1][:2])
-        aborted = any((self._aborted.get(port) or 0.0) > now for port in ports)
-        return not aborted or other.cleared or is_pair(words, other)
+        doubted = self._doubted > now or any((self._aborted.get(port) or 0.0) > now for port in ports)
+        return not doubted or other.cleared or is_pair(words, other)
+
+    def doubt(self) -> None:
+        """Removals were lost: an end may have had another one, which nobody will tell of."""
+        self._doubted = self._output.now + MEMORY
 
     def _wait(self, here: End, ending: Ending) -> None:
         """Wait for the removal of the other end, and look up whether that is still open.

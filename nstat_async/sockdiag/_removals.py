@@ -77,6 +77,7 @@ class RemovalSource(Source):
     def doubt(self) -> None:
         """Notifications may have been lost, and the next poll has to repair that."""
         self._lossy, self._repairing, self._repairs = True, False, 0
+        self._endings.doubt()
 
     def begin_poll(self) -> None:
         """A poll begins, which can repair earlier losses."""
@@ -111,8 +112,8 @@ class RemovalSource(Source):
             self._evidence.removals_left(self._book, some=False)
             self.close()
             return
-        self._lossy = self._congested = True
-        self._repairing, self._repairs = False, 0
+        self.doubt()
+        self._congested = True
         self.output.count("overruns")
         detail = "notifications of destroyed sockets were lost; the next dump repairs the state"
         self.output.lose(LossCause.KERNEL_BUFFER, detail)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import attrs
 import pytest
 from endings_fakes import HERE, THERE, time_wait, two_ends
@@ -323,3 +325,15 @@ def test_aborts_of_a_server_leave_the_ends_of_its_other_connections_their_proofs
     ends.removed(attrs.evolve(ends.server, cookie=11, remote_port=0, unacked=65_000, info={}))
     ends.client.info[TcpInfo.BYTES_SENT] = 130  # and a reset took what the server did not receive
     assert ends.removed(ends.client, ends.server)[80][:2] == (101, True)
+
+
+@pytest.mark.parametrize(("later", "expected"), [(0.0, {}), (MEMORY, {80: (50, True)})])
+def test_after_a_loss_of_removals_two_ends_are_a_pair_only_if_their_counts_are_equal(later, expected):
+    """The other end's removal may be lost, and what is remembered may be that of the connection before."""
+    ends = Ends()
+    ends.session.channel_failed(1, errno.ENOBUFS, ends.now)
+    ends.session.channel_drained(1, ends.now)
+    ends.wait(later)
+    ends.removed(ends.client)
+    ended = ends.removed(shorter(ends.server, 50))
+    assert {port: count[:2] for port, count in ended.items()} == expected
