@@ -370,9 +370,10 @@ COMMANDS: dict[str, Command] = {
                 "type": _timebase, "metavar": "N/D", "help": "nanoseconds per kernel tick, if the file does not say",
             },
             **_STREAM,
+            "--interval": {**_SECONDS, "help": "no effect: a recording has its polls"},
         },
         ("timing", "which flows"),
-        without=("--interval",),
+        without=("--interval",),  # it takes its own, so that the options of `watch` can be given
     ),
     "serve": Command(
         "live page, JSON and event stream over HTTP",

@@ -290,8 +290,10 @@ def test_quiet_counts_nothing_where_there_is_no_recording(tmp_path):
     assert (status, out, err.count("\n")) == (1, "", 1)
 
 
-def test_a_replay_makes_no_polls_and_takes_no_interval():
-    assert run("replay", "session.nstat", "--interval", "2")[0] == 2
+def test_a_replay_takes_the_interval_of_watch_without_effect(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(conversations.raw("stack/xnu-11417.121.6/live_demo"))
+    assert run("replay", str(path), "--json", "--interval", "2") == run("replay", str(path), "--json")
 
 
 def test_replay_filters_by_provider(tmp_path):
