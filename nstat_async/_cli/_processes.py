@@ -18,7 +18,7 @@ from ._cells import bytes_text
 from ._formats import row_form
 from ._limits import Limits, refusal_texts, silence_text
 from ._names import NameResolver
-from ._output import Output, can_draw
+from ._output import Output, can_draw, complain
 from ._progress import Progress
 from ._run import Scope, poll_to_the_end, run_until_stopped
 from ._source import backend_of, is_recorded, monitor_options
@@ -72,8 +72,10 @@ class _Tables:
         rest = unattributed_row(monitor.statistics().coverage)
         if rest is not None and rest.bytes:
             rows.append(rest)
-        found = self._lines_of(rows, table.time if table.time is not None else time()) + _missing(table, arguments)
-        return [*found, ""] if self._every is not None and arguments.format == "text" else found
+        found = self._lines_of(rows, table.time if table.time is not None else time())
+        if arguments.format != "text":
+            return found
+        return [*found, *_missing(table), *([""] if self._every is not None else [])]
 
     async def show(self, scope: Scope) -> int:
         """Count until the end, and print the tables: at intervals, or the last one."""
@@ -86,6 +88,9 @@ class _Tables:
                 self._lines(monitor)  # asks for the names
                 await in_thread(names.wait, _NAMES)
             await self.output.send(self._lines(monitor))
+        if self._arguments.format != "text":  # its lines are rows, and nothing else
+            for line in _missing(self._table):
+                complain(line)
         if failure is not None:
             raise failure
         return 0
@@ -138,9 +143,7 @@ def view_of(arguments: argparse.Namespace) -> View:
     return View(group_by, NameResolver() if arguments.names else None, users=not is_recorded(arguments))
 
 
-def _missing(table: TrafficTable, arguments: argparse.Namespace) -> list[str]:
+def _missing(table: TrafficTable) -> list[str]:
     """What the table lacks: losses, machines that are silent, and kinds of flows that were refused."""
-    if arguments.format != "text":
-        return []
     lost = [f"lost: {loss.count or 'some'} ({loss.cause.value})" for loss in table.losses]
     return [f"! {text}" for text in (*lost, silence_text(table.hosts), *refusal_texts(table.refused)) if text]

@@ -63,8 +63,19 @@ def test_a_loss_of_unknown_size_is_some_and_not_none():
     table = TrafficTable(GroupBy.processes())
     for loss in (EventsLost(1.0, LossCause.SILENCE, None), EventsLost(1.0, LossCause.BATCH, 3)):
         table.feed(loss)
-    lines = _missing(table, argparse.Namespace(format="text"))
+    lines = _missing(table)
     assert lines == ["! lost: some (silence)", "! lost: 3 (batch)"]
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "ocsf"])
+def test_what_rows_for_programs_lack_is_said_on_standard_error(form, tmp_path):
+    lines = conversations.raw("stack/xnu-11417.121.6/b_tcp_loopback").splitlines(keepends=True)
+    lines[len(lines) // 2] = b"damaged\n"
+    path = tmp_path / "damaged.jsonl"
+    path.write_bytes(b"".join(lines))
+    status, out, err = run("processes", "--backend", f"replay:{path}", "--format", form)
+    assert (status, "lost" in out) == (0, False)
+    assert "nstat-async: ! lost: 1 (recording)\n" in err
 
 
 def test_a_table_says_which_flows_were_refused_if_it_would_count_them():
@@ -72,7 +83,7 @@ def test_a_table_says_which_flows_were_refused_if_it_would_count_them():
     table.feed(ProviderRefused(1.0, Provider.UDP, 2, "the kernel has no sock_diag for it\x1b"))
     table.feed(ProviderRefused(1.0, Provider.TCP, 1, ""))
     table.feed(ProviderRefused(1.0, Provider.UDP_SUBFLOW, 1, "not without eBPF"))
-    assert _missing(table, argparse.Namespace(format="text")) == [
+    assert _missing(table) == [
         "! no udp flows: the kernel has no sock_diag for it\\x1b", "! no tcp flows: refused",
     ]  # fmt: skip
 
@@ -81,14 +92,13 @@ def test_a_table_of_a_fleet_names_the_machines_that_are_silent():
     table = TrafficTable(GroupBy.processes())
     for number in range(6):
         table.feed(HostUpdated(1.0, HostState.PRESENT, host=f"web{number}"))
-    text = argparse.Namespace(format="text")
-    assert _missing(table, text) == []
+    assert _missing(table) == []
     table.feed(HostUpdated(2.0, HostState.SILENT, host="web3"))
-    assert _missing(table, text) == ["! 1 of 6 machines is silent: web3"]
+    assert _missing(table) == ["! 1 of 6 machines is silent: web3"]
     for number in (0, 1, 2):
         table.feed(HostUpdated(2.0, HostState.SILENT, host=f"web{number}"))
     table.feed(HostUpdated(3.0, HostState.LEFT, host="web5"))
-    assert _missing(table, text) == ["! 4 of 5 machines are silent: web0, web1, web2, …"]
+    assert _missing(table) == ["! 4 of 5 machines are silent: web0, web1, web2, …"]
 
 
 def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():
