@@ -161,6 +161,7 @@ def exported():
     """What a collector with a bit of everything exports."""
     collector = TrafficCollector(by=["unit", "container", "pod"])
     collector.feed_many([added(with_unit("b", "nginx.service"), 1, counts(10)), polled(2), lost(3, 4, counts(5))])
+    collector.feed_many([HostUpdated(3.0, HostState.SILENT, host="db1")])
     registry = prometheus_client.CollectorRegistry()
     registry.register(collector)
     return prometheus_client.generate_latest(registry)
