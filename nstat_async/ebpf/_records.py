@@ -150,9 +150,9 @@ class _Counts:
     rx_payload: int
     """UDP payload of packets that arrived; TCP: eight times the smoothed round trip in microseconds."""
     tx_packets: int
-    """Datagrams that left; TCP: segments."""
+    """Datagrams that left; TCP: segments with data."""
     rx_packets: int
-    """Datagrams that arrived; TCP: segments."""
+    """Datagrams that arrived; TCP: segments with data."""
 
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ struct inet_connection_sock { struct { u32 lrcvtime; } icsk_ack; } RELOCATED;
 struct tcp_sock {
     u32 rcv_tstamp, lsndtime;
     u64 bytes_sent, bytes_acked, bytes_received, bytes_retrans;
-    u32 segs_out, segs_in, total_retrans, srtt_us;
+    u32 data_segs_out, data_segs_in, total_retrans, srtt_us;
 } RELOCATED;
 struct mptcp_sock { struct sock *first; } RELOCATED;
 struct task_struct {
@@ -329,8 +329,8 @@ INLINE int change_of_state(u64 *context, int second) {
         record->counts.rx_calls = tcp->bytes_retrans;
         record->counts.tx_payload = tcp->total_retrans;
         record->counts.rx_payload = tcp->srtt_us;
-        record->counts.tx_packets = tcp->segs_out;
-        record->counts.rx_packets = tcp->segs_in;
+        record->counts.tx_packets = tcp->data_segs_out;
+        record->counts.rx_packets = tcp->data_segs_in;
     }
     ring_submit(record, 0);
     count(SUBMITTED);

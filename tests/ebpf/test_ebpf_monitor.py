@@ -113,6 +113,7 @@ def test_a_socket_with_two_connections_is_two_flows(namespace):
     seen = monitored(work, interval=None)
     removed = [e for e in seen.events if outbound(e, FlowRemoved)]
     assert [e.counts.tx_bytes for e in removed] == [1, 2]
+    assert [(e.counts.tx_packets, e.counts.rx_packets) for e in removed] == [(1, 0), (1, 0)], "segments with data"
     assert len({e.flow.id for e in removed}) == 2
     assert [e.flow.id for e in seen.events if outbound(e, FlowAdded)] == [e.flow.id for e in removed]
 
