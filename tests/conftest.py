@@ -84,11 +84,12 @@ def pytest_runtestloop() -> None:
 
 @pytest.hookimpl
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Of a test that passed, a worker of xdist sends one report instead of three: each costs as much as many a test."""
+    """Of a test that passed, a worker of xdist sends two messages instead of five: each costs as much as many a test."""
     option = item.config.option
-    if not hasattr(item.config, "workerinput") or option.costs or option.durations or option.xmlpath:
+    if not hasattr(item.config, "workerinput") or any(
+        (option.verbose > 0, option.costs, option.durations, option.xmlpath)
+    ):
         return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in runtestprotocol(item, nextitem=nextitem, log=False):
         if report.when == "call" or not report.passed:
             item.ihook.pytest_runtest_logreport(report=report)
