@@ -99,6 +99,8 @@ def test_a_table_of_a_fleet_names_the_machines_that_are_silent():
         table.feed(HostUpdated(2.0, HostState.SILENT, host=f"web{number}"))
     table.feed(HostUpdated(3.0, HostState.LEFT, host="web5"))
     assert _missing(table) == ["! 4 of 5 machines are silent: web0, web1, web2, …"]
+    table.feed(HostUpdated(4.0, HostState.PRESENT, host="web0"))
+    assert _missing(table) == ["! 3 of 5 machines are silent: web1, web2, web3"]
 
 
 def test_names_of_views_have_any_separator_and_a_wrong_one_is_told_the_others():
