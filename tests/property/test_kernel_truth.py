@@ -248,6 +248,12 @@ def awaits_repair(picture: Picture) -> bool:
     return causes[:1] == [LossCause.ANNOUNCEMENT]
 
 
+def awaits_flows(monitor: VirtualMonitor) -> bool:
+    """Whether flows of a control that went away may still come back: if nothing else is open, for 80 s."""
+    current = monitor.session._sockets.current
+    return current is not None and bool(current.table.awaited)
+
+
 def settle(machine: Machine, monitor: VirtualMonitor) -> None:
     """The faults stop, what was on its way arrives, and there are two polls."""
     machine.heal()
@@ -259,8 +265,8 @@ def settle(machine: Machine, monitor: VirtualMonitor) -> None:
     # A description is asked for a moment later; a second control socket subscribes and polls. Where the buffer is small,
     # at least four flows are asked for together.
     monitor.run(0.2 + (30 + len(machine.flows) / 4) * machine.kernel.faults.reply_delay)
-    for _ in range(65):
-        if not awaits_repair(monitor.picture):
+    for _ in range(85):
+        if not (awaits_repair(monitor.picture) or awaits_flows(monitor)):
             break
         monitor.run(1.0)
     monitor.poll()
