@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Union
 
 import attrs
@@ -96,6 +96,11 @@ class HostState(enum.Enum):
     """Nothing came from it for longer than it promised: its flows are shown as they were last known."""
     LEFT = "left"
     """It said that it stops, or was forgotten after a long silence: its flows are not known any more."""
+
+
+def silent_hosts(hosts: Mapping[str, HostState]) -> list[str]:
+    """The names of the machines that are silent, in order."""
+    return sorted(host for host, state in hosts.items() if state is HostState.SILENT)
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from .._escape import escape
-from .._events import HostState
+from .._events import HostState, silent_hosts
 from .._model import Capabilities, Provider, Visibility
 from ._output import complain
 
@@ -49,7 +49,7 @@ def limits_text(able: Capabilities) -> str | None:
 
 def silence_text(hosts: Mapping[str, HostState]) -> str | None:
     """Which machines of a fleet are silent; `None` if none is."""
-    silent = sorted(host for host, state in hosts.items() if state is HostState.SILENT)
+    silent = silent_hosts(hosts)
     if not silent:
         return None
     names = ", ".join(map(escape, silent[:_NAMED])) + (", …" if len(silent) > _NAMED else "")

@@ -16,7 +16,7 @@ import attrs
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._escape import dump
-from nstat_async._events import HostState
+from nstat_async._events import silent_hosts
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
@@ -219,7 +219,7 @@ def _missing(table: TrafficTable) -> dict[str, Any]:
     """How many machines of a fleet are known, and which are silent; which kinds of flows were refused, and why."""
     hosts = table.hosts
     refused = {provider.value: why for provider, why in table.refused.items()}
-    silent = sorted(host for host, state in hosts.items() if state is HostState.SILENT)
+    silent = silent_hosts(hosts)
     machines = {"known": len(hosts), "silent": len(silent), "names": silent[:_NAMED]}
     return ({"machines": machines} if hosts else {}) | ({"refused": refused} if refused else {})
 

@@ -375,7 +375,7 @@ def test_without_a_thread_that_could_enter_it_is_refused_and_nothing_is_left_ope
     [
         ("in_namespace", errno.EPERM, "/proc/self/ns/net", "Operation not permitted; entering it needs CAP_SYS_ADMIN"),
         ("namespaces_equal", errno.EACCES, 1, "Permission denied; that needs CAP_SYS_PTRACE"),
-        ("namespaces_equal", errno.EACCES, "/root/blue", "/root/blue: Permission denied$"),
+        ("namespaces_equal", errno.EACCES, "/srv/blue", "/srv/blue: Permission denied$"),
     ],
 )
 def test_a_namespace_that_may_not_be_entered_or_seen_is_refused_with_the_remedy(

@@ -6,7 +6,7 @@ import attrs
 
 from ..._coverage import Coverage
 from ..._escape import escape
-from ..._events import HostState
+from ..._events import silent_hosts
 from ..._model import Capabilities
 from .._cells import media_text, rate_text
 from .._limits import limits_text, refusal_texts, silence_text, unseen
@@ -77,7 +77,7 @@ def _ebpf(able: Capabilities | None) -> str:
 
 def alarm_text(model: TopModel) -> str:
     """What a head of one line has room for of what is wrong."""
-    silent = sum(state is HostState.SILENT for state in model.hosts.values())
+    silent = len(silent_hosts(model.hosts))
     return "  ".join(filter(None, [f"! {model.gaps}" if model.gaps else "", f"! {silent} silent" if silent else ""]))
 
 
