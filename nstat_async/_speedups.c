@@ -1023,6 +1023,7 @@ static PyObject *EntryMaker_apply(EntryMaker *self, PyObject *const *arguments, 
     PyObject *pieces = arguments[5], *message = arguments[6], *entry = NULL;
     const char *row = PyBytes_CheckExact(message) && PyBytes_GET_SIZE(message) >= REST_AT ? PyBytes_AS_STRING(message) : NULL;
     if (arguments[3] == Py_None && row != NULL && row[IDENTITY_AT + 2] != TIMER_TIME_WAIT &&
+        (row[IDENTITY_AT + 4] || row[IDENTITY_AT + 5]) && /* a connection that was just closed has given back its port */
         !is_one_of((uint8_t)row[IDENTITY_AT + 1], self->remains)) {
         PyObject *given[] = {PyTuple_GET_ITEM(book, 0), arguments[4], pieces, message, arguments[7],
                              arguments[1], arguments[2], PyTuple_GET_ITEM(book, 2)};

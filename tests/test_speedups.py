@@ -350,11 +350,12 @@ def test_the_entry_of_a_first_row_is_the_same_to_both(row, cut_as, as_itself):
 
 @built
 @settings(max_examples=examples(400, 60))
-@given(FIRST_ROWS, st.booleans(), st.sampled_from([0, 0, 3]))
-def test_a_row_of_a_first_dump_is_a_socket_or_the_books(row, known, timer):
+@given(FIRST_ROWS, st.booleans(), st.sampled_from([0, 0, 3]), st.sampled_from([None, None, b"\0\0", b"\0\1", b"\1\0"]))
+def test_a_row_of_a_first_dump_is_a_socket_or_the_books(row, known, timer, port):
     """What is plain goes into the tables as Python sees it; whatever is not goes to the book with all that there is."""
     message = bytearray(row.message())
     message[18] = timer
+    message[20:22] = port or message[20:22]
     message, formats, keeper, left, new, entries = bytes(message), RowFormats(), object(), [], [], {}
     pieces, form = formats.cut(message)
     listening = {(80).to_bytes(2, "big"): {}}

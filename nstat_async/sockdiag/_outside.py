@@ -18,7 +18,7 @@ from ._entry import BY_INODE, Entry
 from ._host_requests import SocketTablesAnswer, SocketTablesRequest, TableRow
 from ._output import Output
 from ._program_evidence import ProgramEvidence
-from ._rows import REMAINS, RowFormats
+from ._rows import RowFormats, is_remains
 from ._tables import ABSENCES, MASK, TABLES, TableSource, message_of
 
 TAKEN_AT_ONCE = 128
@@ -82,12 +82,14 @@ class OutsideTables(TableSource):
         return self.done
 
     def _take_in(self, row: TableRow) -> None:
-        if row.table not in TABLES or not row.inode or row.state in REMAINS:
+        if row.table not in TABLES or not row.inode:
             return
         _, protocol = TABLES[row.table]
         cookie, book = _cookie_of(row, protocol), self._book
-        self._met.add(cookie)
         message = message_of(row, cookie)
+        if is_remains(message):
+            return
+        self._met.add(cookie)
         pieces, form = self._formats.cut(message)
         book.take_row(book.entries.get(cookie), protocol, pieces, message, form)
         entry = book.entries[cookie]

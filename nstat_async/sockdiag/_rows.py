@@ -40,7 +40,8 @@ _RECEIVED = struct.Struct("=8xQ16xI4x")
 _ONE, _NO_SEGMENTS = struct.pack("=Q", 1), bytes(4)
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
-_STATE_AT, _TIMER_AT = HEADER.size + 1, HEADER.size + 2
+_STATE_AT, _TIMER_AT, _PORTS_AT = HEADER.size + 1, HEADER.size + 2, HEADER.size + 4
+_NO_PORT = bytes(2)
 _FIRST = f"={_STATE_AT}xBBx2sH52xI{{}}x4sQ{{}}x4sB23xI72xI16xQ16xI8xI32xI4xQQ"
 """For `RowFormat.first`, with the distances to the cgroup and from there to ``tcp_info``."""
 _QUEUE_END = HEADER.size + 64
@@ -171,8 +172,15 @@ def info_of(message: bytes, form: RowFormat, pieces: Pieces) -> tuple[int, int]:
 
 
 def is_remains(message: bytes) -> bool:
-    """True for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for connection requests."""
-    return message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in REMAINS
+    """True for connection requests, for what is left of a socket in TIME_WAIT or orphaned FIN_WAIT2, and for one just closed.
+
+    A dump writes a row after it released the lock of its hash table (``inet_diag_dump_icsk``). A connection that is closed
+    meanwhile gives back its local port first (``inet_put_port``), so the row has none, in whatever state. Its end is
+    reported otherwise, with the port.
+    """
+    if message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in REMAINS:
+        return True
+    return message[_PORTS_AT : _PORTS_AT + 2] == _NO_PORT != message[_PORTS_AT + 2 : _PORTS_AT + 4]
 
 
 class Change(enum.IntEnum):

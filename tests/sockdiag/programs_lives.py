@@ -97,13 +97,30 @@ class Lives:
         if number not in self._open:
             return
         sock, connection = self._end(number, fin=not abort)
-        del self.kernel.sockets[sock.cookie]
         if abort:
             sock = FakeSocket(sock.cookie, bytes(4), connection.port, PEER, 0, unacked=65_000)
-        else:
+        self._remove(sock, connection)
+
+    def _remove(self, sock: FakeSocket, connection: Connection) -> None:
+        del self.kernel.sockets[sock.cookie]
+        if sock.remote_port:
             moved, active = connection.moved, int(connection.outbound)
             sock.info = traffic(moved, moved, fin=1, fin_sent=1, active=active)
         self._unread[REMOVALS].append(sock.message(final=True))
+
+    def caught(self, number: int, read: bool) -> None:
+        """A dump has the row of a connection that is just being closed; `read`: the record of its end is read before."""
+        if number not in self._open:
+            return
+        sock, connection = self._end(number, fin=1)
+        sock.local_port = 0
+        sock.state = self._dice.choice((SocketState.ESTABLISHED, SocketState.LAST_ACK, SocketState.CLOSE))
+        self.kernel.during_dump = lambda: self.read(RING, 1000) if read else None
+        self.poll()
+        self.kernel.run()
+        self.kernel.during_dump = None
+        sock.local_port = connection.port
+        self._remove(sock, connection)
 
     def reconnect(self, number: int) -> None:
         if number in self._open:
@@ -223,6 +240,7 @@ def step(dice: random.Random, badly: float) -> tuple[Any, ...]:
         ("close", which, False),
         ("close", which, True),
         ("reconnect", which),
+        ("caught", which, dice.random() < 0.5),
         ("read", RING, dice.choice((1, 2, 99))),
         ("read", REMOVALS, dice.choice((1, 99))),
         ("wait", dice.choice((0.01, 0.06, 0.3, 0.6, 1.0))),

@@ -88,6 +88,26 @@ def test_the_record_of_a_connection_that_was_dissolved_does_not_end_the_next_one
     assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
 
 
+@pytest.mark.parametrize("state", [SocketState.ESTABLISHED, SocketState.LAST_ACK, SocketState.CLOSE])
+def test_a_row_that_was_written_while_its_connection_was_closed_makes_no_second_one(state):
+    """It has no local port any more, and is read after the record of the end."""
+    kernel = started()
+    connect(kernel)
+    kernel.ring(record(Kind.ESTABLISHED, 9, pid=5, local_port=40000, remote_port=80 << 8))
+    kernel.sockets[9] = attrs.evolve(removal(rx=7), state=state, local_port=0)
+    kernel.during_dump = lambda: kernel.ring(closed())
+    kernel.poll()
+    kernel.during_dump = None
+    del kernel.sockets[9]
+    kernel.feed(removal(rx=7).message(final=True), 1)
+    kernel.run()
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)).count("FlowAdded") == 1
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert (removed.flow.id, removed.flow.local.port, removed.counts.rx_bytes, removed.final) == ("c9", 40000, 7, True)
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
 @pytest.mark.parametrize("established", [True, False], ids=["established", "its local port is not known"])
 def test_a_row_of_a_connection_that_ended_is_older_than_the_records_of_the_next_one(established):
     """The kernel wrote it before, in the same poll: it neither ends that one nor makes a third of it."""

@@ -70,6 +70,38 @@ def test_a_removal_that_is_read_before_the_dump_that_has_its_socket(kernel):
     assert kinds(kernel.wait(1.0)) == ["PollCompleted"]
 
 
+def just_closed(cookie, **facts):
+    """A row that was written while its socket was being closed: the local port is given back, the state is still the old one."""
+    return FakeSocket(cookie, local_port=0, state=SocketState.LAST_ACK, **facts)
+
+
+def test_a_row_without_a_local_port_is_no_other_connection(kernel):
+    """The kernel wrote it while the connection was being closed; its removal has the port again."""
+    kernel.sockets[1] = FakeSocket(1, info=traffic(5, 10))
+    kernel.start()
+    known = kernel.sockets[1]
+    kernel.sockets[1] = just_closed(1, info=traffic(5, 3000, fin=1))
+    assert flow_events(kernel.poll()) == []
+    del kernel.sockets[1]
+    known.info = traffic(5, 3000, fin=1, fin_sent=1)
+    kernel.feed(known.message(final=True), 1)
+    (removed,) = kernel.run()
+    assert (removed.flow.id, removed.flow.local.port, removed.counts.tx_bytes) == ("c1", 40000, 3000)
+
+
+def test_a_row_without_a_local_port_begins_no_flow(kernel):
+    """One that begins and ends between two polls is known by its removal, with its port."""
+    kernel.sockets[1] = just_closed(1)
+    kernel.start()
+    kernel.sockets[2] = just_closed(2)
+    kernel.poll()
+    assert flow_events(kernel.events) == []
+    kernel.sockets.clear()
+    kernel.feed(FakeSocket(2, info=traffic(0, 1234, fin_sent=1)).message(final=True), 1)
+    added, removed = kernel.run()
+    assert (added.flow.id, added.flow.local.port, removed.counts.tx_bytes) == ("c2", 40000, 1234)
+
+
 def test_an_aborted_socket_keeps_its_last_known_counts(connected):
     """The connected clears the counters of an aborted socket: the loss is told, the last counts stand and are not final."""
     for cookie in (1, 2):

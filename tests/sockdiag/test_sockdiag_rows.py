@@ -199,6 +199,18 @@ def test_remains_and_connection_requests_are_no_sockets():
     assert not is_remains(FakeSocket(1, timer=2).message(1))
 
 
+@pytest.mark.parametrize(
+    "state", [SocketState.ESTABLISHED, SocketState.FIN_WAIT2, SocketState.LAST_ACK, SocketState.CLOSE]
+)
+def test_a_connection_without_a_local_port_was_closed_while_its_row_was_written(state):
+    assert is_remains(FakeSocket(1, state=state, local_port=0).message(1))
+    assert not is_remains(FakeSocket(1, state=state, local_port=0, remote_port=0).message(1)), (
+        "a socket without any port"
+    )
+    assert not is_remains(FakeSocket(1, state=state, local_port=256, remote_port=80).message(1))
+    assert not is_remains(FakeSocket(1, state=state, local_port=1, remote_port=0).message(1))
+
+
 def test_the_place_of_counters_is_that_of_this_very_message():
     """Another one of its length may have them elsewhere, or something else there."""
     formats = RowFormats()
