@@ -4,7 +4,7 @@ Each connection gets exactly one `Seen` and one `Ended`, also if records are rep
 time. These cases occur, and each has a test:
 
 - A record comes twice, because an interrupt came between the two copies of the program for changes of state. Both
-  records say the same, and follow each other directly.
+  records say the same but for the time, and follow each other directly.
 - The first record is missing: the connection is older than the programs, or the ring was full.
 - The last record is missing: the ring was full. A datagram socket has then ended if two lists of counts in a row
   do not have it. Other sources may prove an end, too (`Ledger.forget`).
@@ -35,10 +35,15 @@ from ._records import Counters, Flag, FlowRow, Kind, OwnerRow, PeerRow, Record, 
 from ._requests import Answer, Operation
 from ._sweep import Sweep
 
-REPEATED_WITHIN = 50_000_000
-"""Nanoseconds: within this time a second record of the same change of state, with nothing in between, is a repetition."""
+REPEATED_WITHIN = 1_000_000_000
+"""Nanoseconds: within this time a second record that says the same, with nothing in between, is a repetition.
+
+Between its two copies the interrupt is short, but a hypervisor may take the CPU away meanwhile.
+"""
 MAX_REMEMBERED = 2048
 """Most ended connections that are remembered, for repetitions and for owners that are seen afterwards."""
+_SAYS = 3
+"""The fields of a record from here on are what it says, after its place in the ring and its time."""
 _NOTHING = Counters(0, 0, 0, 0, 0, 0, 0, 0)
 _SYN_SENT = 2
 _PACKET = 17
@@ -171,9 +176,9 @@ class Ledger:
     # --- TCP ------------------------------------------------------------------------------
 
     def _repeats(self, record: Record, before: Facts) -> bool:
-        if record.kind != before.kind or record.new != before.new or record.old != before.old:
+        if record[_SAYS:] != before[_SAYS:] or not isinstance(before, Record):
             return False
-        same = isinstance(before, Record) and record.time - before.time < REPEATED_WITHIN
+        same = record.time - before.time < REPEATED_WITHIN
         self.repeated += same
         return same
 

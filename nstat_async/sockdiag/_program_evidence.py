@@ -378,6 +378,8 @@ class ProgramEvidence:
 
     def _ended(self, book: Book, ended: Ended) -> None:
         cookie = ended.facts.cookie
+        if ended.final:
+            self.end_recorded(cookie)  # that one had its record: this is of the socket's next connection
         known = self.known(book, cookie)
         if known is not None and self._is_earlier(ended, known):
             if ended.final:

@@ -306,7 +306,7 @@ def test_an_end_has_the_counts_of_its_own_record():
     connect(kernel)
     kernel.ring(closed(), closed(tx=5))
     kernel.wait(1.0)
-    assert [e.counts.tx_bytes for e in removals(kernel.events)] == [70]
+    assert [(e.flow.id, e.counts.tx_bytes) for e in removals(kernel.events)] == [("c9", 70), ("c9.2", 5)]
 
 
 def test_what_waits_is_due_after_its_patience_the_first_first():
