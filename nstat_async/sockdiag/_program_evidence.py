@@ -274,7 +274,7 @@ class ProgramEvidence:
     def _established(self, book: Book, established: Established) -> None:
         """Both ends of a connection are known now."""
         entry = self.known(book, established.facts.cookie)
-        if entry is None:
+        if entry is None or (entry.over and self._is_earlier(established, entry)):
             return
         if not entry.last[4]:  # no dump had it yet
             pieces, message = self._row(established.facts)
@@ -422,14 +422,19 @@ class ProgramEvidence:
         """
         return protocol_of(ended.facts) != IPPROTO_TCP or same_connection(identity, self._row(ended.facts)[0][1])
 
-    def _is_earlier(self, ended: Ended, entry: Entry) -> bool:
-        """True if this is the end of an earlier connection of the socket than the known one."""
-        return entry.protocol == IPPROTO_TCP and not same_connection(self._row(ended.facts)[0][1], entry.identity)
+    def _is_earlier(self, seen: Established | Ended, entry: Entry) -> bool:
+        """True if this is about an earlier connection of the socket than the known one."""
+        if entry.protocol != IPPROTO_TCP:
+            return False
+        identity = self._row(seen.facts)[0][1]
+        if identity[1] == SocketState.SYN_SENT and entry.before and entry.weight is not Weight.WITNESSED:
+            return True  # its beginning was recorded, and that of the known one was not
+        return not same_connection(identity, entry.identity)
 
     def _end_earlier(self, book: Book, known: Entry, ended: Ended) -> None:
         """Report an earlier connection of a socket whose next connection became known first."""
         pieces, message = self._row(ended.facts)
-        if any(same_connection(before, pieces[1]) for before in known.before):
+        if any(same_connection(before, pieces[1]) or same_connection(pieces[1], before) for before in known.before):
             return  # its end was reported
         if known.flow is not None or known.ended is not None:  # the next connection has taken its number
             if known.connection - 1 <= len(known.before):  # no earlier one is forgotten that it could be
@@ -438,6 +443,9 @@ class ProgramEvidence:
         entry = attrs.evolve(known, last=pieces, report=None)
         known.connection += 1
         known.before = (*known.before, pieces[1])
+        past = self._past.get(known.cookie)
+        if past is not None:  # ends that the removal lacked were taken from the earlier connection
+            known.set_last((known.last[0], past, *known.last[2:]))
         book.take_over(entry, message, (0, 0))
         self._used_by(book, entry, ended.facts)
         self._output.count("short_lived")
@@ -450,7 +458,9 @@ class ProgramEvidence:
         self._give_up_due(self._unseen)  # while the loop is awake, which saves waking it for them
         half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
         if half is not None and half.connection == entry.connection:
-            self._past.pop(cookie)
+            assert half.ended is not None
+            if half.ended.facts.local_port or half.ended.state == SocketState.SYN_SENT:
+                self._past.pop(cookie)  # otherwise it may be an earlier one's, and that of the last one may still come
             settle(half.ended)
         elif unbound is not None:
             self._past.pop(cookie)
@@ -487,22 +497,21 @@ class ProgramEvidence:
         self._recorded.behind = bool(self._unread)
 
     def end_recorded(self, cookie: int) -> bool:
-        """End a connection by its record alone, because its removal will not come; False if there is no record."""
+        """End a connection by its record alone, because its removal will not come; False if there is no record of it."""
         half = self._recorded.pop(cookie)
-        if half is not None:
-            self._end(half)
-        return half is not None
+        return half is not None and self._end(half)
 
-    def _end(self, half: _Half) -> None:
+    def _end(self, half: _Half) -> bool:
         entry, ended = half.entry, half.ended
         assert ended is not None
         if entry.over or entry.connection != half.connection:
-            return  # another source ended it meanwhile
+            return False  # another source ended it meanwhile
         assert entry.report is not None
         self._remember(half.book, entry)
         half.book.drop(entry)
         outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
         self.finish(half.book, entry, ended, entry.report.raw, outcome)
+        return True
 
     def finish(
         self, book: Book, entry: Entry, ended: Ended, raw: tuple[bytes, int, int], outcome: Outcome | None = None

@@ -87,10 +87,11 @@ class Lives:
             sock.info = traffic(connection.moved, connection.moved, active=int(connection.outbound))
 
     def _end(self, number: int, *, fin: int) -> tuple[FakeSocket, Connection]:
+        """Write the record of an end: the kernel has given back the local port before (``inet_put_port``)."""
         sock, connection = self._open.pop(number)
         flags = Flag.ERROR_KNOWN | (Flag.FIN_RECEIVED if fin else 0)
         counts = {"tx_bytes": connection.moved, "rx_bytes": connection.moved + fin}
-        self._write(Kind.CLOSED, connection, flags=flags, **counts)
+        self._write(Kind.CLOSED, connection, local_port=0, flags=flags, **counts)
         return sock, connection
 
     def close(self, number: int, abort: bool) -> None:

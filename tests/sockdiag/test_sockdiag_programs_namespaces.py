@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from ebpf_records import encode, record
 from programs_fakes import PORTS, PROVIDERS, RING, Programs, attrs_of, closed, connect, owner_row, removal, started
 from replaying import assert_same, replayed
 from sockdiag_fakes import flow_events, kinds, removals
 
-from nstat_async import FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, RemovalReason, TcpState
+from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, PollCompleted, RemovalReason, TcpState
 from nstat_async._model import Direction
 from nstat_async.ebpf import Kind, SocketType
 from nstat_async.sockdiag import FoundNamespace, NamespacesAnswer, NetworkNamespace, _program_namespaces
@@ -63,6 +64,20 @@ def test_what_is_old_or_of_another_namespace_is_not_taken():
     kernel.run()
     assert not flow_events(kernel.events)
     assert BLUE.cookie in kernel.session._evidence.books
+
+
+def test_an_attempt_that_began_long_before_its_namespace_was_found_ends_by_its_record():
+    kernel = started(everywhere=True)
+    record_of_blue(kernel, beginning()[0])
+    kernel.wait(HELD_SECONDS + 0.5)
+    kernel.came_and_went = [NamespacesAnswer((BLUE,))]
+    kernel.sockets[9] = attrs.evolve(removal(), state=SocketState.SYN_SENT, info={})
+    kernel.poll()
+    kernel.poll()
+    record_of_blue(kernel, closed()._replace(old=SocketState.SYN_SENT))
+    kernel.wait(2 * REMOVAL_PATIENCE)
+    assert [(e.flow.id, e.final) for e in removals(kernel.events)] == [("n1:c9", True)]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
 
 
 def strange(kernel: Programs, *answers: NamespacesAnswer) -> None:

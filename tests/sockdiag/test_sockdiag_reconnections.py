@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import attrs
 import pytest
 from ebpf_records import encode, record
@@ -261,3 +263,78 @@ def test_an_earlier_connection_of_a_socket_that_was_reported_already_is_said_to_
     kernel.ring(record(Kind.CLOSED, 9, local_port=40000, remote_port=81 << 8, tx_bytes=1))
     assert [e.flow.id for e in flow_events(kernel.events)] == ["c9"]
     assert [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)] == [(LossCause.GOODBYE, 1)]
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_a_removal_that_seemed_to_be_of_an_earlier_connection_waits_for_the_record_of_its_own(
+    aborted,
+):
+    """The record of a beginning has no local port. The next records tell it, and so that the removal is of a later connection."""
+    kernel = started()
+    remote = 81 if aborted else 80
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    last = FakeSocket(9, bytes(4), 40001, remote_port=0, unacked=100) if aborted else removal(rx=5)
+    kernel.feed(attrs.evolve(last, local_port=40001).message(final=True), 1)
+    first = {"local_port": 40000, "remote_port": 80 << 8}
+    second = {"local_port": 40001, "remote_port": remote << 8}
+    kernel.ring(record(Kind.ESTABLISHED, 9, pid=5, **first), closed())
+    kernel.ring(record(Kind.OPENED, 9, 10**9, pid=5, remote_port=remote << 8))
+    kernel.ring(
+        record(Kind.ESTABLISHED, 9, 10**9, pid=5, **second), record(Kind.CLOSED, 9, 10**9, rx_bytes=5, **second)
+    )
+    kernel.wait(1.0)
+    ends = [
+        (e.flow.id, e.flow.local.port, e.flow.remote.port, e.counts.rx_bytes, e.final)
+        for e in kernel.events
+        if isinstance(e, FlowRemoved)
+    ]
+    assert ends == [("c9", 40000, 80, 7, True), ("c9.2", 40001, remote, 5, True)]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_the_record_of_an_attempt_does_not_end_the_connection_that_a_dump_found_meanwhile():
+    """It has no local port, so it could be of either; but the beginning of the found connection was not recorded yet."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.sockets[9] = attrs.evolve(removal(), state=SocketState.SYN_SENT, info={})
+    kernel.poll()
+    kernel.sockets[9] = attrs.evolve(removal(), local_port=40001)
+    kernel.poll()
+    kernel.ring(record(Kind.CLOSED, 9, pid=5, remote_port=80 << 8, old=SocketState.SYN_SENT))
+    kernel.wait(1.0)
+    kernel.poll()
+    assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9"]
+    assert [(flow.id, flow.local.port) for flow, _ in kernel.session.flows()] == [("c9.2", 40001)]
+    assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
+
+
+def test_late_records_of_a_removed_socket_begin_nothing_though_the_removal_was_joined_with_another_record():
+    """The record that tells the first connection's port was lost, so its end is taken for the removed one's."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), closed())
+    kernel.feed(attrs.evolve(removal(), local_port=40001).message(final=True), 1)
+    kernel.run()
+    ends = {"local_port": 40001, "remote_port": 80 << 8}
+    kinds_of = (Kind.OPENED, Kind.ESTABLISHED, Kind.CLOSED)
+    kernel.ring(*[record(kind, 9, 10**9, pid=5, tx_bytes=70, rx_bytes=8, **ends) for kind in kinds_of])
+    kernel.wait(1.0)
+    events = [(type(e), e.flow.id) for e in flow_events(kernel.events) if not isinstance(e, FlowUpdated)]
+    assert events == [(FlowAdded, "c9"), (FlowRemoved, "c9")]
+
+
+def test_a_removed_socket_whose_attempt_failed_is_not_remembered():
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.ring(record(Kind.CLOSED, 9, pid=5, remote_port=80 << 8, old=SocketState.SYN_SENT))
+    kernel.feed(removal().message(final=True), 1)
+    assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]
+    assert not kernel.session._evidence.is_past(9)
+
+
+def test_a_connection_of_which_everything_was_lost_ends_though_the_record_of_the_one_before_still_waits():
+    kernel = reconnected()
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    del kernel.sockets[9]
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.poll()
+    assert [e.flow.id for e in flow_events(kernel.events) if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
