@@ -48,6 +48,8 @@ MEMORY = 5.0
 MOST_REMEMBERED = 16_384
 """Most ends that are remembered, and most that wait: beyond that the oldest are reported as they are."""
 
+FORGETFUL = 60.0
+"""Seconds for which a full table of TIME_WAIT is assumed to stay full: what is in it stays for as long."""
 REUSED_AFTER = 1.0
 """Seconds after which another connection may have the addresses of one in TIME_WAIT (``tcp_twsk_unique``)."""
 
@@ -117,6 +119,8 @@ class Endings:
         """Local ports of connections that were aborted, if their other ends are not known, with the time until which that counts."""
         self._doubted = 0.0
         """Until when the other end of any connection may be missing, because notifications were lost."""
+        self._forgetful = 0.0
+        """Until when a connection may leave nothing in TIME_WAIT."""
         self.read_at = 0.0
         """When all notifications had been read: any that come now are younger."""
         self._fresh: dict[End, Ending] = {}
@@ -209,9 +213,26 @@ class Endings:
         return True
 
     def _closed_in_order(self, one: Ending, other: Ending, found: bytes | None) -> None:
+        """One of two ends must have left something. If the first has not, the other is asked for: maybe nothing is kept."""
+        one.remains = other.remains = Remains.UNCLEAR
         if found != NO_ANSWER:
             one.remains = remains_of(one.message, found, known=one.entry.report is not None)
-            other.remains = Remains.TIME_WAIT if one.remains is Remains.NOTHING else Remains.NOTHING
+            other.remains = Remains.NOTHING
+            if one.remains is Remains.NOTHING:
+                request = lookup_request(other.message, IPPROTO_TCP, exact=False)
+                self._lookups.ask(request, lambda found: self._closed_there(one, other, found))
+                return
+        self._finish(one)
+        self._finish(other)
+
+    def _closed_there(self, one: Ending, other: Ending, found: bytes | None) -> None:
+        other.remains = Remains.TIME_WAIT
+        if (
+            found != NO_ANSWER
+            and remains_of(other.message, found, known=other.entry.report is not None) is Remains.NOTHING
+        ):
+            one.remains = other.remains = Remains.UNCLEAR
+            self._forgetful = self._output.now + FORGETFUL
         self._finish(one)
         self._finish(other)
 
@@ -227,9 +248,11 @@ class Endings:
         """
         known = ending.entry.report is not None
         if found == NO_ANSWER or (found and not known and self._may_be_reused()):
-            remains = Remains.UNKNOWN
+            remains = Remains.UNCLEAR
         else:
             remains = remains_of(ending.message, found, known=known)
+            if remains is Remains.NOTHING and self._output.now < self._forgetful:
+                remains = Remains.UNCLEAR
         ending.remains = remains
         if ending.orderly is None and found:
             ending.orderly = True

@@ -54,6 +54,9 @@ class Remains(enum.Enum):
     """What is left in the kernel of a socket that ended."""
 
     UNKNOWN = enum.auto()
+    """It was not asked for: there was no need."""
+    UNCLEAR = enum.auto()
+    """The answer proves nothing: none came, it may be about another connection, or TIME_WAIT is not kept (``tcp_max_tw_buckets``)."""
     NOTHING = enum.auto()
     FIN_WAIT2 = enum.auto()
     TIME_WAIT = enum.auto()

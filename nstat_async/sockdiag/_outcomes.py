@@ -96,6 +96,8 @@ def _closed_by(words: LastWords, traces: Traces) -> Outcome | None:
         return _reset_by(words, traces) if known or words.unread or not words.quiet else None
     if traces.state in _CLOSED_HERE:
         return Outcome.CLOSED_HERE
+    if remains is Remains.UNCLEAR:
+        return None
     return Outcome.CLOSED_THERE if known or remains is Remains.NOTHING else None
 
 

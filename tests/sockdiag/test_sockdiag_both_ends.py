@@ -6,13 +6,13 @@ import errno
 
 import attrs
 import pytest
-from endings_fakes import HERE, THERE, time_wait, two_ends
+from endings_fakes import HERE, THERE, last_words, time_wait, two_ends
 from sockdiag_fakes import FakeKernel, FakeSocket
 
 from nstat_async._events import FlowAdded, FlowRemoved
 from nstat_async._model import Direction, Outcome
 from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
-from nstat_async.sockdiag._endings import MEMORY
+from nstat_async.sockdiag._endings import FORGETFUL, MEMORY, REUSED_AFTER
 
 
 class Ends(FakeKernel):
@@ -57,15 +57,18 @@ class Ends(FakeKernel):
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("first", ["client", "server"])
 @pytest.mark.parametrize("known", [True, False])
-def test_who_closed_first_left_something_of_its_end_and_one_question_tells(order, first, known):
-    """Of an end that no dump had it has a cookie of its own, else the end's."""
+def test_who_closed_first_left_something_of_its_end_and_a_question_tells(order, first, known):
+    """Of an end that no dump had it has a cookie of its own, else the end's.
+
+    The other end is asked for only if the first one, which mostly closed first, left nothing.
+    """
     ends = Ends(known=known)
     closer = getattr(ends, first)
     ends.remains.append(attrs.evolve(time_wait(closer, 1), cookie=closer.cookie if known else 99))
     server, client = (THERE, HERE) if first == "client" else (HERE, THERE)
     before = ends.questions
     assert ends.removed(*(ends.server, ends.client)[::order]) == {80: (100, True, server), 40000: (0, True, client)}
-    assert ends.questions == before + 1
+    assert ends.questions == before + 1 + ((first == "client") is (order == 1))
     ended = [event for event in ends.events if isinstance(event, FlowRemoved)]
     assert {event.flow.local.port: event.flow.direction for event in ended} == {
         80: Direction.INBOUND,
@@ -77,8 +80,24 @@ def test_who_closed_first_left_something_of_its_end_and_one_question_tells(order
 
 def test_what_another_connection_left_under_the_same_ends_says_nothing():
     ends = Ends(known=True)
-    ends.remains.append(attrs.evolve(time_wait(ends.server, 1), cookie=99))
+    ends.remains += [attrs.evolve(time_wait(ends.server, 1), cookie=99), time_wait(ends.client, 1)]
     assert ends.removed(ends.server, ends.client) == {80: (100, True, THERE), 40000: (0, True, HERE)}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_two_ends_of_which_neither_left_anything_do_not_say_who_closed_first(known):
+    """The kernel keeps no more connections in TIME_WAIT than ``tcp_max_tw_buckets``."""
+    ends = Ends(known=known)
+    assert ends.removed(ends.server, ends.client) == {80: (100, True, None), 40000: (0, True, None)}
+
+
+@pytest.mark.parametrize(("later", "outcome"), [(0.0, None), (FORGETFUL - 0.1, None), (FORGETFUL, THERE)])
+def test_while_nothing_is_kept_in_time_wait_its_absence_says_nothing_of_other_connections(later, outcome):
+    ends = Ends()
+    ends.removed(ends.server, ends.client)
+    ends.now += later
+    ends.session.channel_drained(1, ends.now)
+    assert ends.removed(last_words()) == {20_000: (777, False, outcome)}
 
 
 def test_two_ends_of_which_nobody_knows_what_is_left_end_as_well():
@@ -87,7 +106,35 @@ def test_two_ends_of_which_nobody_knows_what_is_left_end_as_well():
     assert ends.removed(ends.server, ends.client) == {}
     begin = len(ends.events)
     ends.wait(1.0)
-    assert {port: count[:2] for port, count in ends.since(begin).items()} == {80: (100, True), 40000: (0, True)}
+    assert ends.since(begin) == {80: (100, True, None), 40000: (0, True, None)}
+
+
+def test_of_two_ends_the_second_closed_first_if_the_first_left_nothing_and_its_own_remains_are_not_told():
+    ends = Ends()
+    answer, asked = ends._lookups, []
+
+    def answer_the_first(data, channel):
+        asked.append(data)
+        if len(asked) == 1:
+            answer(data, channel)
+
+    ends._lookups = answer_the_first
+    assert ends.removed(ends.server, ends.client) == {}
+    begin = len(ends.events)
+    ends.wait(1.0)
+    assert ends.since(begin) == {80: (100, True, THERE), 40000: (0, True, HERE)}
+    assert len(asked) == 2
+
+
+def test_what_is_left_after_so_long_that_it_may_be_of_another_connection_says_nothing():
+    """Removals are read late, and it is asked for what is left before all of them are read."""
+    ends = Ends()
+    ends.remains.append(attrs.evolve(time_wait(ends.client, 1), cookie=99))
+    ends.now += REUSED_AFTER
+    for sock in (ends.client, ends.server):
+        ends.feed(sock.message(final=True), 1)
+        ends.run()
+    assert ends.since(0) == {80: (100, True, THERE), 40000: (0, True, None)}
 
 
 def test_of_two_ends_of_which_one_got_no_fin_each_is_asked_for():
