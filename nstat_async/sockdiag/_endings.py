@@ -439,9 +439,10 @@ class Endings:
         ending.peer = self._recall((end[1][:2], _ANY))
         if ending.peer is None:
             self._remember(end, ending.words)
-        if ending.fin is None or not ending.fin.proven:
-            ending.fin = _NO_FIN  # if the other end had closed in order, its removal would have come
-        ending.orderly = bool(ending.orderly)
+        if len(self._ended) < MOST_REMEMBERED:  # otherwise the other end may have come, and be forgotten
+            if ending.fin is None or not ending.fin.proven:
+                ending.fin = _NO_FIN  # if the other end had closed in order, its removal would have come
+            ending.orderly = bool(ending.orderly)
         self._finish(ending)
 
 

@@ -11,7 +11,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket
 
 from nstat_async._events import FlowAdded, FlowRemoved
 from nstat_async._model import Direction, Outcome
-from nstat_async.sockdiag import SocketState, TcpInfo, iterate_messages
+from nstat_async.sockdiag import SocketState, TcpInfo, _endings, iterate_messages
 from nstat_async.sockdiag._endings import FORGETFUL, MEMORY, REUSED_AFTER
 
 
@@ -325,6 +325,17 @@ def test_after_an_abort_the_other_end_of_a_later_connection_is_known_by_its_coun
     later = attrs.evolve(ends.client, cookie=10, info={**ends.client.info, **counts})
     ends.removed(aborted(ends))
     assert ends.removed(later, shorter(ends.server, 50))[80][:2] == (49, True)
+
+
+def test_an_end_whose_other_one_may_be_forgotten_is_what_it_looks_like(monkeypatch):
+    """Of a flood of ends only so many are remembered: then it proves nothing that the other one did not come."""
+    monkeypatch.setattr(_endings, "MOST_REMEMBERED", 1)
+    ends = Ends()
+    assert list(ends.removed(attrs.evolve(ends.client, cookie=9, local_port=40001))) == [40001]
+    begin = len(ends.events)
+    ends.removed(ends.server)
+    ends.wait(0.3)
+    assert ends.since(begin) == {80: (100, False, THERE)}
 
 
 @pytest.mark.parametrize("sent", [49, 60])
