@@ -83,13 +83,13 @@ class Outbox:
 class Spool(Outbox):
     """Keeps messages in an SQLite file of bounded size, oldest first. After a kill the publisher's next run finds them.
 
-    When the file cannot be written any more, messages wait in memory, as without it.
+    While the file cannot be written, messages wait in memory, as without it; what is in the file is published first.
 
     Args:
         path: The file; made if it does not exist. It has one publisher at a time.
         most_bytes: Greatest size of the file.
         subject: First words of the subjects, ``nstat.HOST.``: a file of another machine is refused.
-        report: Called with a line for a person when the file is full, or fails.
+        report: Called with a line for a person when the file is full, cannot be written, or fails.
 
     Raises:
         UsageError: The file cannot be opened, belongs to another running publisher, or is not a spool.
@@ -102,7 +102,11 @@ class Spool(Outbox):
         self._path, self._most_bytes, self._report = os.fspath(path), most_bytes, report
         self._file: sqlite3.Connection | None = None
         self._turn = anyio.Lock()
+        self._subject = subject
         self._full = False
+        """True while a message waits for room in the file."""
+        self._why = ""
+        """Why nothing can be written, since that was said."""
         self._stored = 0
         """Messages in the file that the server does not have."""
         self._sent = self._first = 0
@@ -149,24 +153,24 @@ class Spool(Outbox):
         await self._until(lambda: not self._full and self._message is None)
 
     async def put(self, message: Message) -> None:
-        """Keep a message; waits while the file is full of others."""
+        """Keep a message; waits while the file has others and no room."""
         changed = self._changed
         while not await self._ask(_insert, (message.subject, message.id, message.data, message.events)):
             if not self._stored:  # no file, or no room although it is empty
                 await super().put(message)
                 return
-            self._say_full()
+            self._full = True
             await changed.wait()
             changed = self._changed
         self._stored += 1
-        self._full = False
+        self._full, self._why = False, ""
         self._change()
 
     async def first(self) -> Message:
         """The oldest message; waits until there is one."""
         while True:
             await self._until(lambda: self.waiting > 0)
-            found = await self._ask(_oldest, self._sent) if self._stored else None
+            found = await self._ask(_oldest, self._sent, self._subject) if self._stored else None
             if found is not None:
                 self._first, *values = found
                 return Message(*values)
@@ -186,6 +190,12 @@ class Spool(Outbox):
 
     def close(self) -> None:
         """Close the file; the messages stay in it."""
+        if self._full or self._message is not None:
+            self._report(f"{self._path} does not have the last events, which are lost")
+            self._full, self._message = False, None
+        self._close_file()
+
+    def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -198,20 +208,30 @@ class Spool(Outbox):
             try:
                 return await in_thread(work, self._file, *values)
             except sqlite3.Error as error:
-                if "is full" not in str(error):  # the limit, or the disk
+                # A file that cannot be written (the limit, the disk, a quota) can mostly be read.
+                if work is _oldest or not await self._is_readable():
                     self._fail(error)
+                elif work is _insert:
+                    self._say_why("full" if "is full" in str(error) else f"not writable ({error})")
                 return None
 
-    def _say_full(self) -> None:
-        if not self._full:
-            self._full = True
-            self._report(f"{self._path} is full: events wait in memory, where updates of a flow become one")
+    async def _is_readable(self) -> bool:
+        try:
+            await in_thread(_oldest, self._file, self._sent, self._subject)
+        except sqlite3.Error:
+            return False
+        return True
+
+    def _say_why(self, why: str) -> None:
+        if why != self._why:
+            self._why = why
+            self._report(f"{self._path} is {why}: events wait in memory, where updates of a flow become one")
 
     def _fail(self, error: sqlite3.Error) -> None:
         lost = f", {self._stored} messages of it are lost" if self._stored else ""
         self._report(f"{self._path}: {_said(str(error))}: going on without it{lost}")
         self._stored, self._full = 0, False
-        self.close()
+        self._close_file()
         self._change()
 
 
@@ -220,14 +240,24 @@ def _insert(file: sqlite3.Connection, values: tuple[Any, ...]) -> bool:
     return True
 
 
-def _oldest(file: sqlite3.Connection, sent: int) -> Any:
+def _oldest(file: sqlite3.Connection, sent: int, words: str) -> Any:
     select = "SELECT number, subject, id, data, events FROM message WHERE number > ? ORDER BY number LIMIT 1"
-    return file.execute(select, (sent,)).fetchone()
+    found = file.execute(select, (sent,)).fetchone()
+    if found is not None and not _is_message(words, *found[1:]):
+        raise sqlite3.DatabaseError("a message in it is damaged")
+    return found
+
+
+def _is_message(words: str, subject: Any, identity: Any, data: Any, events: Any) -> bool:
+    """False for a row that no server takes: it would be published again and again."""
+    kinds = isinstance(subject, str), isinstance(identity, str), isinstance(data, bytes), isinstance(events, int)
+    return all(kinds) and subject.removeprefix(words).isidentifier() and identity.isprintable()
 
 
 def _delete(file: sqlite3.Connection, sent: int) -> None:
     file.execute("DELETE FROM message WHERE number <= ?", (sent,))
-    if file.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES and _oldest(file, sent) is None:
+    free = file.execute("PRAGMA freelist_count").fetchone()[0]
+    if free > _FREE_PAGES and not file.execute("SELECT EXISTS (SELECT 1 FROM message)").fetchone()[0]:
         file.execute("PRAGMA incremental_vacuum").fetchall()
 
 

@@ -111,6 +111,68 @@ async def test_a_file_that_fails_costs_what_was_in_it_and_publishing_goes_on_in_
 
 
 @pytest.mark.asyncio
+async def test_a_file_that_cannot_be_written_is_read_to_its_end_which_is_said_once(spool):
+    outbox = spool()
+    messages = [message(number) for number in range(4)]
+    for each in messages[:3]:
+        await outbox.put(each)
+    outbox._file.execute("PRAGMA query_only = 1")  # as with a disk that became read-only
+    found = []
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.put, messages[3])
+            for _ in messages:
+                found.append(await outbox.first())
+                await outbox.drop(found[-1])
+    assert found == messages
+    assert outbox.lasts
+    assert len(spool.said) == 1
+    assert "is not writable" in spool.said[0]
+    outbox._file.execute("PRAGMA query_only = 0")
+    await outbox.put(messages[0])
+    assert await all_of(outbox) == messages[:1]
+    assert len(spool.said) == 1
+
+
+@pytest.mark.asyncio
+async def test_what_a_file_without_room_does_not_have_at_the_end_is_said_to_be_lost(spool):
+    outbox = spool()
+    outbox._file.execute("PRAGMA query_only = 1")
+    await outbox.put(message(0))
+    assert outbox.waiting == 1
+    outbox.close()
+    outbox.close()
+    assert outbox.waiting == 0
+    assert ["not writable" in line for line in spool.said] == [True, False]
+    assert "which are lost" in spool.said[1]
+
+
+@pytest.mark.parametrize(
+    "damage", ["data = 7", "subject = 'nstat.web.e vents'", "id = 'web' || char(10)", "events = x'00'"]
+)
+@pytest.mark.asyncio
+async def test_a_damaged_message_in_the_file_is_never_published(spool, damage):
+    outbox = spool()
+    await outbox.put(message(0))
+    await outbox.put(message(1))
+    outbox._file.execute(f"UPDATE message SET {damage} WHERE number = 2")
+    await outbox.drop(await outbox.first())
+    found = []
+
+    async def read_on():
+        found.append(await outbox.first())
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read_on)
+            while not spool.said and not found:
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+    assert not found
+    assert "is damaged: going on without it, 1 messages of it are lost" in spool.said[0]
+
+
+@pytest.mark.asyncio
 async def test_a_file_that_has_no_room_for_anything_is_as_none(spool):
     outbox = spool()
     outbox._file.execute("PRAGMA max_page_count = 1")  # as a disk that others have filled
@@ -120,6 +182,8 @@ async def test_a_file_that_has_no_room_for_anything_is_as_none(spool):
         await outbox.room()
     assert waited.cancelled_caught
     assert [each.events for each in await all_of(outbox)] == [0]
+    assert len(spool.said) == 1
+    assert "is full" in spool.said[0]
     outbox._file.execute("PRAGMA max_page_count = 1000")
     await outbox.room()
     await outbox.put(message(1, 100_000))
