@@ -60,6 +60,9 @@ ANSWERING = 0.4
 little news and cause no further work, and a turn of the loop costs as much as hundreds of unchanged rows."""
 SUBSCRIBE_SECONDS = 2.0
 """How long opening waits at most for the kernel's answers; a real kernel answers within milliseconds."""
+SUBSCRIBE_TURNS = 15
+"""How often that long, while a look-up is under way: attaching eBPF programs is work of our own (0.2 s of CPU, which
+an overloaded machine may delay for long), and without its answer it is not known what opening has to report."""
 SETTLED_SECONDS = 5.0
 """How long `settled` waits at most: a core holds ends back for a second at most, unless more comes than is read."""
 REPORTING_SECONDS = 0.3
@@ -105,6 +108,8 @@ class KernelFeed:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._unbegun: dict[int, Coroutine[Any, Any, None]] = {}
         """Look-ups, by token, whose tasks have not started: if the loop ends now, they never start."""
+        self._looking_up = 0
+        """How many look-ups are under way."""
         self._closed = False
         self._sink: Sink | None = None
         self._deadline: float | None = None
@@ -134,9 +139,12 @@ class KernelFeed:
         return self.core.flows()
 
     async def subscribed(self) -> None:
-        """Wait for the kernel's answers to the subscription, at most `SUBSCRIBE_SECONDS`."""
-        with anyio.move_on_after(SUBSCRIBE_SECONDS):
-            await self._subscribed.wait()
+        """Wait for the kernel's answers to the subscription, at most `SUBSCRIBE_SECONDS`, and longer for look-ups."""
+        for _ in range(SUBSCRIBE_TURNS):
+            with anyio.move_on_after(SUBSCRIBE_SECONDS):
+                await self._subscribed.wait()
+            if self._subscribed.is_set() or not self._looking_up:
+                return
 
     def request_poll(self) -> int:
         """Ask the kernel for a poll; returns its serial."""
@@ -401,6 +409,7 @@ class KernelFeed:
                 waiter.close()
         else:
             assert self._tasks is not None
+            self._looking_up += 1
             self._unbegun[command.token] = work = self._look_up(command)
             self._tasks.start_soon(lambda: work)
 
@@ -447,6 +456,7 @@ class KernelFeed:
                 self._auxiliary_failed(Auxiliary.LOOKUP, type(request).__name__, answer.reason)
             else:
                 self._failing.discard(type(request).__name__)
+        self._looking_up -= 1
         if self._closed:
             return
         self.core.lookup_done(command.token, answer, self._now())

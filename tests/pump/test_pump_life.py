@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import anyio
@@ -53,6 +54,41 @@ async def test_a_turn_in_which_the_core_became_subscribed_ends_the_waiting_for_i
             await it.feed.subscribed()
             assert it.core.subscribed
             assert told == [False]
+            tasks.cancel_scope.cancel()
+    it.feed.close()
+
+
+@pytest.mark.parametrize(
+    ("turns", "answered", "silent"),
+    [(1_000_000_000, True, False), (1_000_000_000, True, True), (15, False, False)],
+    ids=["that takes long", "and not for what is behind it", "and not without end"],
+)
+async def test_opening_waits_longer_for_a_look_up(it, monkeypatch, turns, answered, silent):
+    """It is work of our own, which an overloaded machine may delay."""
+    monkeypatch.setattr(pump, "SUBSCRIBE_SECONDS", 0.0)
+    monkeypatch.setattr(pump, "SUBSCRIBE_TURNS", turns)
+    going_on = threading.Event()
+    it.core.subscribed, it.core.next = False, [Lookup(1, "who")]
+    it.wires.answer = lambda _request: going_on.wait(LIMIT)
+
+    @it.hearing
+    def hear(*heard):
+        it.core.subscribed = heard[0] == "answer" and not silent
+
+    async def answer():
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        going_on.set()
+
+    with anyio.fail_after(LIMIT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.feed.run, it.plate)
+            await anyio.wait_all_tasks_blocked()
+            if answered:
+                tasks.start_soon(answer)
+            await it.feed.subscribed()
+            assert it.core.heard[-1] == (("answer", 1, True) if answered else ("start",))
+            going_on.set()
             tasks.cancel_scope.cancel()
     it.feed.close()
 
