@@ -510,6 +510,11 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
     return found
 
 
+def _key(text: str) -> str:
+    key = unquote(text.strip())
+    return f"~{key[1:].lstrip()}" if key.startswith("~") else key
+
+
 def parse(text: str) -> Filter:
     """Make a filter of a text such as ``"pid=1,2 & ~loopback"``: a query string, in which spaces are allowed.
 
@@ -521,7 +526,7 @@ def parse(text: str) -> Filter:
     if not isinstance(text, str):
         raise UsageError(f"filter: {text!r} is not a text such as 'pid=1,2 & ~loopback'")
     items = [part.strip().partition("=") for part in text.split("&")]
-    found = from_items((unquote(key.strip()), unquote(value.strip())) for key, _, value in items)
+    found = from_items((_key(key), unquote(value.strip())) for key, _, value in items)
     if found is None:  # pragma: no cover - a split text has at least one part
         raise UsageError("filter: it is empty")
     return found
