@@ -61,6 +61,15 @@ def test_endpoints_know_loopback_and_unspecified_and_refuse_nonsense():
         Endpoint.parse("nowhere")
 
 
+@pytest.mark.parametrize(
+    "text", ["fe80::1%", "192.0.2.1%1", "fe80::1%1%1", f"fe80::1%{1 << 32}", "fe80::1%" + "9" * 5_000]
+)
+def test_a_zone_is_an_index_of_32_bits_or_a_name_and_only_ipv6_has_one(text):
+    with pytest.raises(ValueError, match=r"does not appear to be|is not an interface of this machine"):
+        Endpoint.parse(text)
+    assert Endpoint.parse(f"fe80::1%{(1 << 32) - 1}").scope_id == (1 << 32) - 1
+
+
 def test_counts_are_made_by_name_and_unknown_is_none():
     counts = Counts(rx_bytes=5, tx_bytes=0)
     assert (counts.rx_bytes, counts.tx_bytes, counts.rx_packets) == (5, 0, None)

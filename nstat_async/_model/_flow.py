@@ -22,7 +22,7 @@ def _wrong(text: str) -> ValueError:
 
 def _zone_index(address: str, zone: str) -> int:
     """Index of an interface, by number or name (RFC 4007)."""
-    if zone.isascii() and zone.isdigit():
+    if zone.isascii() and zone.isdigit() and len(zone) < 11 and int(zone) < 1 << 32:
         return int(zone)
     try:
         return socket.if_nametoindex(zone)
@@ -68,8 +68,8 @@ class Endpoint:
         """
         if not isinstance(address, str):
             raise _wrong(f"Endpoint: {address!r} is not a text such as '192.0.2.1'")
-        text, _, zone = address.partition("%")
-        packed = ipaddress.ip_address(text).packed
+        packed = ipaddress.ip_address(address).packed  # refuses an empty zone, and one of an IPv4 address
+        zone = address.partition("%")[2]
         return cls(packed, port, _zone_index(address, zone) if zone else None)
 
     @property
