@@ -137,9 +137,9 @@ def _since(text: str) -> float:
     """Seconds since the epoch, given as a time span until now, a time in this machine's zone, or a number."""
     unit = _SPANS.get(text[-1:])
     try:
-        if unit is not None:
-            return max(0.0, time.time() - float(text[:-1]) * unit)
-        if text.replace(".", "", 1).isdigit() and float(text) >= _EPOCH:
+        if unit is not None and 0 <= (ago := float(text[:-1]) * unit) < math.inf:
+            return max(0.0, time.time() - ago)
+        if text.replace(".", "", 1).isdigit() and _EPOCH <= float(text) < math.inf:
             return float(text)
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import signal
 import subprocess
@@ -199,6 +200,13 @@ def test_moments_are_ages_dates_and_seconds():
     assert _since("1767225600") == 1767225600
     assert _since("2026-01-31T12:00+00:00") == 1769860800
     assert _since("2026-01-31") == pytest.approx(1769860800, abs=86400)
+    assert _since("0s") <= time.time()
+
+
+@pytest.mark.parametrize("text", ["nand", "infs", "-5d", "1e400w", "9" * 400])
+def test_a_moment_is_a_number_of_days_or_seconds(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="neither a duration"):
+        _since(text)
 
 
 def test_answers_of_a_file_of_the_first_version_are_right_and_have_no_remotes(tmp_path):
