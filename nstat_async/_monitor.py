@@ -404,6 +404,8 @@ class Look:
     missing: str | None
     """What is known to be missing, although it could be seen; `None` if nothing is."""
     capabilities: Capabilities
+    moment: float | None
+    """When the last event was observed, seconds since the epoch: of a recording, its end. `None` if there was no event."""
 
 
 async def look_once(
@@ -424,28 +426,37 @@ async def look_once(
         extras=extras,
         flow_filter=flow_filter,
     )  # eBPF programs and pulses see what happens later: they add nothing to one moment
+    gate = _NoFlows()
     async with monitor:
         try:
-            missing = await _complete_poll(monitor, named)
+            missing = await _complete_poll(monitor, named, gate)
         except NstatError as error:
             if not error.recorded:  # the flows at the end of a recording are wanted, however its run ended
                 raise
             missing = f"the recorded run failed: {error}"
-        return Look(monitor.flows, missing, monitor.capabilities)
+        return Look(monitor.flows, missing, monitor.capabilities, gate.moment)
 
 
 class _NoFlows(FlowGate):
     """Passes only events that are not about a flow: a snapshot takes its flows from the feed, not from events."""
 
+    def __init__(self) -> None:
+        super().__init__(bool)
+        self.moment: float | None = None
+        """Time of the last event."""
+
     def sift(self, events: Iterable[AnyEvent], passed: list[AnyEvent]) -> None:
-        passed.extend(event for event in events if not isinstance(event, FlowEvent))
+        for event in events:
+            self.moment = event.time
+            if not isinstance(event, FlowEvent):
+                passed.append(event)
 
 
-async def _complete_poll(monitor: Monitor, named: frozenset[Provider]) -> str | None:
+async def _complete_poll(monitor: Monitor, named: frozenset[Provider], gate: _NoFlows) -> str | None:
     """Read until a poll is complete, or a recording over; returns what is missing then, or `None`."""
     feed, reader = monitor._opened(), monitor._own  # noqa: SLF001  # of this module
     assert reader is not None
-    reader._gate = _NoFlows(bool)  # noqa: SLF001  # as above
+    reader._gate = gate  # noqa: SLF001  # as above
     refused: dict[Provider, str] = {}
     lost: dict[LossCause, str] = {}
     polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS

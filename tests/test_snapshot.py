@@ -252,6 +252,17 @@ def test_the_command_prints_what_there_is_and_says_that_more_is_missing(monkeypa
     assert "incomplete" in err
 
 
+@pytest.mark.parametrize("form", ["json", "csv", "ocsf"])
+def test_a_snapshot_has_the_time_of_what_it_shows_of_a_recording_its_end(form, capsys):
+    recording = "examples/recordings/web-session.jsonl"
+    assert main(["replay", "--json", "--fields", "time", recording]) == 0
+    end = json.loads(capsys.readouterr().out.splitlines()[-1])["time"]
+    assert main(["snapshot", "--format", form, "--backend", f"replay:{recording}"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    time = float(line.partition(",")[0]) if form == "csv" else json.loads(line)["time"]
+    assert time == (int(end * 1000) if form == "ocsf" else end)
+
+
 class Searching(Scripted):
     """One whose feed still looks for processes: these figures after each poll."""
 

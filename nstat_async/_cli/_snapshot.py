@@ -22,9 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
     backend = backend_of(arguments)
     options = monitor_options(arguments)
     found: list[tuple[Flow, Counts | None]] | None = None
+    moment: float | None = None
 
     async def work(scope: Scope) -> int:
-        nonlocal found
+        nonlocal found, moment
         with scope:
             look = await look_once(
                 backend=backend,
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
                 flow_filter=options.get("flow_filter"),
                 extras=options.get("extras", False),
             )
-            found = list(look.flows)
+            found, moment = list(look.flows), look.moment
             Limits(recorded=is_recorded(arguments)).say(look)
             if look.missing is not None:
                 complain(str(IncompleteSnapshotError(look.flows, look.missing)))
@@ -45,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     status = run_until_stopped(work, duration=arguments.duration, output=output)
     if found is not None:
-        output.lines(lines_of(found, time()))
+        output.lines(lines_of(found, time() if moment is None else moment))
     return status
