@@ -171,4 +171,16 @@ def truth(*machines):
     return {(m.name, pid): total for m in machines for pid, total in m.truth.items() if total}
 
 
-__all__ = ["WALL", "GroupBy", "Machine", "Reader", "Stream", "count", "taken", "truth"]
+def lived(machine, stream, seconds=30, *, stop=False):
+    """Let a machine live and publish each second."""
+    for _ in range(seconds):
+        machine.step()
+        for message in machine.messages():
+            stream.add(message, machine)
+    if stop:
+        for message in machine.messages(stop=True):
+            stream.add(message, machine)
+    return machine
+
+
+__all__ = ["WALL", "GroupBy", "Machine", "Reader", "Stream", "count", "lived", "taken", "truth"]
