@@ -45,7 +45,7 @@ class HostView:
     live: bool = False
     """True once its flows are known, which a complete state tells."""
     exact: bool = True
-    """False after messages were lost, until the next complete state."""
+    """False after messages or lines were lost, until the next complete state."""
     state: HostState = HostState.PRESENT
     facts: Facts = attrs.field(factory=Facts)
     heard_at: float = 0.0
@@ -56,6 +56,8 @@ class HostView:
     flows: dict[str, Open] = attrs.field(factory=dict)
     gathered: dict[str, FlowAdded] | None = None
     """The flows of a complete state so far; `None`: no state is being received."""
+    whole: bool = True
+    """False while a state is received of which a flow is missing."""
     full: bool = False
     """True once the machine reported more flows than are kept."""
     retired: dict[str, int] = attrs.field(factory=dict)

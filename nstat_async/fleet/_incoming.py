@@ -129,11 +129,27 @@ class Incoming:
         self._shown = None
         present = self._present()
         for view in present:
-            if not view.live:
-                detail = "nothing came from it since a complete state: its flows are unknown"
-                self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
-        complete = all(view.live and view.state is HostState.PRESENT for view in present)
+            self._say_what_is_unknown(view, time)
+        left_out = self._refused_hosts - self._views.keys()
+        if left_out:
+            count = len(left_out) if len(self._refused_hosts) < MOST_HOSTS else None
+            detail = f"there are {MOST_HOSTS} machines already: others are left out"
+            self._report.lost(None, LossCause.LIMIT, time, count, detail)
+        known = all(view.exact and view.live and not view.full and view.state is HostState.PRESENT for view in present)
+        complete = known and not left_out
         self._report(PollCompleted(time, sum(len(view.flows) for view in present), complete))
+
+    def _say_what_is_unknown(self, view: HostView, time: float) -> None:
+        """Report what the first state lacks of a machine: nobody heard of what was lost before."""
+        view.quarrel = False  # it is said when the other publisher is heard of again
+        if not view.live:
+            detail = "nothing came from it since a complete state: its flows are unknown"
+            self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
+        elif not view.exact:
+            detail = "something of its last messages was lost: some of its flows may be unknown until its next complete state"
+            self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)
+        if view.full:
+            self._intake.say_full(view, time)
 
     # --- time ---------------------------------------------------------------------------
 

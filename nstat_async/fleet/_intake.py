@@ -66,16 +66,18 @@ class Intake:
             event = None if line is None else self._read(view, line, stored)
             if line is None:
                 yield
+            elif event is None:
+                view.exact = False
             elif isinstance(event, FlowEvent):
                 self._flow_event(view, event, view.right_time(event.time, stored))
-            elif event is not None:
+            else:
                 more: Any = {"id": f"{view.host}/{event.id}"} if isinstance(event, RouteUpdated) else {}
                 self.report(attrs.evolve(event, time=view.right_time(event.time, stored), host=view.host, **more))
 
     def state(self, view: HostView, header: Header, lines: list[bytes], stored: float) -> Iterator[None]:
         """Take in a part of a complete state. Parts follow each other; a state without its first part is useless."""
         if header.part == 0:
-            view.gathered = {}
+            view.gathered, view.whole = {}, True
             self._facts(view, header, stored)
         if view.gathered is None or (view.live and view.exact):
             return  # nothing in it would be new
@@ -83,8 +85,13 @@ class Intake:
             event = None if line is None else self._read(view, line, stored)
             if line is None:
                 yield
-            elif isinstance(event, FlowAdded) and len(view.gathered) <= MOST_FLOWS:
-                view.gathered[event.flow.id] = event
+            elif isinstance(event, FlowAdded):
+                if len(view.gathered) <= MOST_FLOWS:
+                    view.gathered[event.flow.id] = event
+            elif event is None or isinstance(event, EventsLost):
+                view.whole = False
+                if event is not None:
+                    self.report(attrs.evolve(event, time=stored, host=view.host))
         if not header.more:
             gathered, view.gathered = view.gathered, None
             yield from self._set_right(view, gathered, stored)
@@ -140,8 +147,12 @@ class Intake:
     def _add(self, view: HostView, event: FlowAdded, time: float, *, preexisting: bool) -> None:
         if not self.flows.add(view, event, time, preexisting=preexisting) and not view.full:
             view.full = True
-            detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
-            self.report.lost(view.host, LossCause.LIMIT, time, None, detail)
+            self.say_full(view, time)
+
+    def say_full(self, view: HostView, time: float) -> None:
+        """Report that the machine has flows that are left out."""
+        detail = f"it has more than {MOST_FLOWS} open flows: others are left out"
+        self.report.lost(view.host, LossCause.LIMIT, time, None, detail)
 
     # --- a complete state -------------------------------------------------------------------
 
@@ -152,7 +163,7 @@ class Intake:
 
     def _set_right(self, view: HostView, state: dict[str, FlowAdded], time: float) -> Iterator[None]:
         """Make the open flows and their counts those of a complete state."""
-        followed, view.live, view.exact = view.live, True, True
+        followed, view.live, view.exact = view.live, True, view.whole
         gone = [identity for identity in view.flows if identity not in state]
         yield from self._give_up(view, gone, time, RemovalReason.GONE)
         for event in sliced(state.values()):

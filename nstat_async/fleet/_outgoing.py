@@ -153,8 +153,8 @@ class Outgoing:
         return last + (STATE_SECONDS if enough else IDLE_STATE_SECONDS)
 
     def _begin_state(self) -> None:
-        write, known = self._write, list(self._flows.values())
-        self._state = (write(FlowAdded(0.0, flow, counts, preexisting)) for flow, counts, preexisting in known)
+        line, known = self._line, list(self._flows.values())
+        self._state = (line(FlowAdded(0.0, flow, counts, preexisting)) for flow, counts, preexisting in known)
         self._part, self._since_state = 0, 0
 
     def _state_part(self, now: float) -> Message:

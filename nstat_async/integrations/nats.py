@@ -21,7 +21,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -29,6 +29,7 @@ import attrs
 
 from nstat_async._checks import check_path, positive
 from nstat_async._errors import NstatError, UsageError
+from nstat_async._escape import dump
 from nstat_async._events import AnyEvent
 from nstat_async._io import identity
 from nstat_async._io.background import side_by_side
@@ -45,7 +46,8 @@ __all__ = ["NatsAccess", "Publisher", "StreamSettings", "publish"]
 
 _FIGURES = ("messages", "events", "bytes", "duplicates", "retries", "connections")
 _GOODBYE_SECONDS = 3.0
-_MOST_LABELS = 2000
+_MOST_LABELS = 3000
+"""Bytes of the labels as JSON; they fit into `_ROOM`."""
 _ROOM = 4096
 """Bytes of a message that its lines may not use."""
 
@@ -55,11 +57,11 @@ def _host(value: str | None) -> str:
 
 
 def _labels(value: Any) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(value.items()) if isinstance(value, Mapping) else tuple(value)
+    pairs = tuple(value.items() if isinstance(value, Mapping) else value if isinstance(value, Iterable) else [value])
     if not all(isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in pairs):
         raise UsageError(f"labels: {value!r} is not a mapping of names to texts")
-    if sum(len(name) + len(text) for name, text in pairs) > _MOST_LABELS:
-        raise UsageError(f"labels: more than {_MOST_LABELS} characters; they go along with each complete state")
+    if len(dump(pairs)) > _MOST_LABELS:
+        raise UsageError(f"labels: more than {_MOST_LABELS} bytes of JSON; they go along with each complete state")
     return pairs
 
 
@@ -71,7 +73,7 @@ class Publisher:
         servers: URL, or several of one cluster.
         host: Name of this machine in the fleet: 1 to 63 letters, digits, ``-`` and ``_``; `None`: its host name up to
             the first dot. No two machines may have the same.
-        labels: Further facts about this machine: names and texts.
+        labels: Further facts about this machine: names and texts, at most 3000 bytes of JSON.
         access: How to log in; `None`: as the environment says (`NatsAccess.from_environment`).
         stream: The stream that has the messages; it is made if it does not exist and the server allows that.
         linger: Seconds that an event waits for others, to be sent in one message with them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from fleet_world import WALL, Machine, Reader, Stream, lived, truth
 from hypothesis import HealthCheck, given, settings
@@ -151,6 +152,56 @@ def test_a_machine_that_is_met_in_the_middle_of_its_run_is_a_loss_and_its_flows_
     assert all(event.preexisting for event in added)
     assert not reader.totals
     assert [event.machine_id for event in reader.of(HostUpdated)] == [None, "web"]
+
+
+def test_who_joins_after_a_hole_is_told_and_has_no_complete_look_until_the_next_state():
+    stream = Stream()
+    machine = lived(Machine("web"), stream, 5)
+    hole = len(stream.deliveries)
+    machine.take([machine.begin(rx=11)])
+    lived(machine, stream, 1)
+    reader = Reader().read([*stream.deliveries[: hole - 1], *stream.deliveries[hole:]])
+    assert not reader.events
+    reader.begin()
+    assert [(loss.cause, loss.host) for loss in reader.losses] == [(LossCause.TRANSPORT, "web")]
+    assert not reader.events[-1].complete
+    machine.time += 700
+    lived(machine, stream, 1)
+    again = Reader().read([*stream.deliveries[: hole - 1], *stream.deliveries[hole:]]).begin()
+    assert not again.losses
+    assert again.events[-1].complete
+
+
+def test_a_line_that_cannot_be_read_is_made_good_by_the_next_state_and_who_joins_before_it_is_told():
+    stream = Stream()
+    machine = lived(Machine("web", compress=False), stream, 2)
+    machine.take([machine.begin(rx=11)])
+    lived(machine, stream, 1)
+    bad = attrs.evolve(stream.deliveries[-1], data=stream.deliveries[-1].data.replace(b'"flow_added"', b'"flow_edded"'))
+    deliveries = [*stream.deliveries[:-1], bad]
+    joined, live = Reader().read(deliveries).begin(), Reader().begin().read(deliveries)
+    assert [loss.cause for loss in joined.losses] == [LossCause.TRANSPORT]
+    assert not joined.events[-1].complete
+    assert {loss.cause for loss in live.losses} == {LossCause.PROTOCOL}
+    machine.time += 700
+    lived(machine, stream, 1)
+    for reader in (joined, live):
+        reader.read(stream.deliveries[len(deliveries) :])
+        assert {flow.id.rpartition("/")[2] for flow, _ in reader.core.flows()} == set(machine.open)
+
+
+def test_the_second_publisher_of_a_name_is_said_to_who_joins_later():
+    stream = Stream()
+    first = lived(Machine("web"), stream, 3)
+    second = Machine("web", 1)
+    second.outgoing = Outgoing("web", "ffffffff")
+    lived(second, stream, 3)
+    lived(first, stream, 3)
+    reader = Reader().read(stream.deliveries).begin()
+    assert not reader.losses
+    lived(first, stream, 1)
+    reader.read(stream.deliveries[-1:])
+    assert ["two publishers" in loss.detail for loss in reader.losses] == [True]
 
 
 def test_a_publisher_that_begins_anew_is_reported_and_nothing_counts_twice():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from examples import examples
 from nstat_async import (
     EventsLost,
+    HostUpdated,
     LossCause,
     Peer,
     PollCompleted,
@@ -164,6 +165,27 @@ def test_flows_beyond_the_limit_are_left_out_and_it_is_said_once(monkeypatch):
     assert len(list(reader.core.flows())) <= 10
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_who_joins_is_told_what_is_beyond_the_limits(monkeypatch, late):
+    monkeypatch.setattr("nstat_async.fleet._incoming.MOST_HOSTS", 3)
+    monkeypatch.setattr("nstat_async.fleet._flows.MOST_FLOWS", 10)
+    stream, machine = Stream(), Machine("web")
+    machine.take([machine.begin() for _ in range(30)])
+    lived(machine, stream, 2)
+    for name in ("one", "two", "db", "app"):
+        lived(Machine(name), stream, 1)
+    reader = Reader()
+    if late:
+        reader.read(stream.deliveries).begin()
+        assert [(loss.cause, loss.host, loss.count) for loss in reader.losses] == [
+            (LossCause.LIMIT, "web", None), (LossCause.LIMIT, None, 2),
+        ]  # fmt: skip
+        assert not reader.of(PollCompleted)[-1].complete
+    else:
+        reader.begin().read(stream.deliveries)
+        assert [loss.host for loss in reader.losses] == ["web", "db", "app"]
+
+
 # --- the publisher ----------------------------------------------------------------------------
 
 
@@ -220,6 +242,38 @@ def test_no_message_is_larger_than_it_may_be_and_a_line_that_is_is_a_loss():
         json.loads(line) for message in messages for line in message.data.split(b"\n")[1:] if b"events_lost" in line
     ]
     assert [loss.cause for loss in lost] == [LossCause.LIMIT]
+
+
+@pytest.mark.parametrize("most_bytes", [12_000, 1 << 18])
+def test_a_flow_that_is_too_long_for_a_line_is_missing_in_each_state_which_is_said(most_bytes):
+    machine, stream = Machine("web", most_bytes=most_bytes), Stream()
+    long = "".join(chr(0x4E00 + number) for number in range(5000))  # six bytes of JSON each
+    machine.take([machine.begin(rx=1), machine.begin(rx=1, namespace=long), machine.begin(rx=1)])
+    lived(machine, stream, 1)
+    machine.time += 700
+    lived(machine, stream, 1)
+    at = max(at for at, each in enumerate(stream.deliveries) if each.subject == "nstat.web.state")
+    assert all(len(each.data) < most_bytes for each in stream.deliveries)
+    reader = Reader().read(stream.deliveries[at:]).begin()
+    assert {flow.id.rpartition("/")[2] for flow, _ in reader.core.flows()} == set(machine.open) - {"c1"}
+    assert [loss.host for loss in reader.losses] == ["web"]
+    assert not reader.of(PollCompleted)[-1].complete
+    live = Reader().begin().read(stream.deliveries[at:])
+    assert LossCause.LIMIT in {loss.cause for loss in live.losses}
+    assert {loss.time for loss in live.losses} == {stream.deliveries[-1].stored}
+
+
+def test_labels_that_fit_make_a_header_that_readers_take():
+    nats = pytest.importorskip("nstat_async.integrations.nats", exc_type=ImportError)
+    for labels in (7, None, {"a": "\U0001f600" * 300}, {str(number): "" for number in range(400)}):
+        with pytest.raises(UsageError, match="labels: "):
+            nats.Publisher("nats://x", host="web", labels=labels)
+    most = nats.Publisher("nats://x", host="web", labels={"a": "\U0001f600" * 240}).labels
+    stream, machine = Stream(), Machine("web")
+    machine.outgoing = Outgoing("web", "0" * 8, Facts(labels=most), compress=False)
+    lived(machine, stream, 1)
+    assert Reader().begin().read(stream.deliveries[:1]).of(HostUpdated)[-1].labels == most
+    assert len(stream.deliveries[0].data) < 4096
 
 
 def test_lines_are_public_json_and_a_message_can_be_read_without_the_library():
