@@ -115,8 +115,9 @@ def test_a_mutant_that_waits_for_what_never_comes_is_given_up_long_before_its_ti
         time.sleep(1e6)
 
     begin = time.process_time()
-    monkeypatch.setattr(mutation_run, "IDLE", 1)
-    assert mutation_run.in_child(work_and_wait, 1e6) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(mutation_run, "IDLE", 1)
+        assert mutation_run.in_child(work_and_wait, 1e6) is None
     assert mutation_run.in_child(lambda: "an answer", 1e6) == "an answer"
 
 

@@ -105,6 +105,7 @@ class MapsSource(Source):
 
     def failed(self, errno: int) -> None:
         self.expected = 0
+        self._programs.forget_asked()
         self.output.count("ebpf_failures")
         self.output.note(f"maps of the eBPF programs failed ({error_text(errno)}): counts of UDP may be missing")
 
@@ -164,6 +165,8 @@ class Programs:
         """Removed sockets whose last counts are still to be asked for."""
         self._taken: deque[list[int]] = deque()
         """Removed sockets whose last counts are asked for, a list for each answer."""
+        self._unread = False
+        """True while the ring has records that were not read yet."""
 
     @property
     def tier(self) -> Tier:
@@ -253,13 +256,20 @@ class Programs:
         Raises:
             ProtocolError: It cannot be decoded.
         """
-        self._evidence.removed.behind = not self._output.following
+        self._unread = True
+        self._note_what_may_come()
         self._ledger.receive(data)
         self._weigh()
 
     def records_read(self) -> None:
         """The ring is empty: all records were taken in."""
-        self._evidence.removed.behind = False
+        self._unread = False
+        self._note_what_may_come()
+
+    def _note_what_may_come(self) -> None:
+        """Removals wait longer while the records of their ends may be unread, or their last counts not be answered."""
+        unread = self._unread or bool(self._taking or self._taken)
+        self._evidence.removed.behind = unread and not self._output.following
 
     def _weigh(self) -> None:
         self._evidence.take(self._ledger.take_evidence())
@@ -272,6 +282,7 @@ class Programs:
         abilities = tells(self.tier)
         if abilities.udp_bytes and (entry.protocol == PACKET or not abilities.udp_end):
             self._taking.append(entry.cookie)
+            self._note_what_may_come()
         return abilities.udp_bytes
 
     # -- polls
@@ -329,6 +340,11 @@ class Programs:
                 self._taken.append(taking)
         self._owners.processes.ask_names()
 
+    def forget_asked(self) -> None:
+        """No answer will come to what was asked for."""
+        self._taken.clear()
+        self._note_what_may_come()
+
     def take_answer(self, answer: Answer) -> None:
         """Take in a part of an answer of the maps."""
         if answer.errno:
@@ -348,6 +364,7 @@ class Programs:
         if answer.operation is Operation.TAKE and answer.last and self._taken:
             for cookie in self._taken.popleft():
                 self._evidence.give_up(cookie)  # the map has no counts of it
+            self._note_what_may_come()
 
     def doubt(self) -> None:
         """Records were lost: a poll has to prove which sockets are gone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import socket
@@ -11,6 +12,8 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -151,11 +154,22 @@ def again(test):
     @functools.wraps(test)
     def run(*arguments, **named):
         for _ in range(2):
-            with contextlib.suppress(NotReportedError):
+            try:
                 return test(*arguments, **named)
+            except NotReportedError as error:
+                _close_what_is_left(error)
         return test(*arguments, **named)
 
     return run
+
+
+def _close_what_is_left(error: NotReportedError) -> None:
+    """The sockets of a test that was left at this error: if they are collected later, another test is blamed for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        gc.collect()
 
 
 class Watch:

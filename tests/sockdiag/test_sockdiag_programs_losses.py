@@ -8,14 +8,16 @@ import attrs
 import pytest
 from ebpf_records import datagram_record
 from programs_fakes import GRANTED, MAPS, PORTS, REMOTE, RING, Programs, connect, end, flow_row, started
-from sockdiag_fakes import FakeSocket, flow_events, kinds
+from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 
 from nstat_async import EventsLost, LossCause, UnavailableReason
 from nstat_async._contract import LookupFailed
 from nstat_async._options import Ebpf
-from nstat_async.ebpf import Kind, MapsPurpose, Operation, RingPurpose, SocketType, Tier, encode_answer
+from nstat_async.ebpf import FLOW, FLOW_KEY, Kind, MapsPurpose, Operation, RingPurpose, SocketType, Tier, encode_answer
 from nstat_async.sockdiag import AttachAnswer
+from nstat_async.sockdiag._program_evidence import RECORD_PATIENCE
 from nstat_async.sockdiag._programs import MOST_LOOKED_AT, PATIENCE
+from nstat_async.sockdiag._waiting import MOST_BEHIND
 
 
 def test_without_the_end_its_counts_are_taken():
@@ -29,6 +31,33 @@ def test_without_the_end_its_counts_are_taken():
     assert (removed.final, removed.counts.tx_bytes, removed.counts.tx_packets) == (True, 40, None)
     kernel.feed(FakeSocket(4, local_port=7, protocol=17).message(final=True), 1)
     assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]  # nothing was counted: it does not wait
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "not asked for yet"])
+@pytest.mark.parametrize("answer", ["late", "never", "failure"])
+def test_the_last_counts_are_waited_for_while_the_maps_have_not_answered(asked, answer):
+    """A machine that stood still for longer than a removal waits did not read the answer meanwhile; without one it ends, too."""
+    kernel = started(granted=attrs.evolve(GRANTED, tier=Tier.CALLS, births=False))
+    sock = datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS)
+    kernel.ring(sock)
+    kernel.session.channel_drained(RING, kernel.now)
+    kernel.maps_are_silent = True
+    kernel.feed(FakeSocket(3, remote=REMOTE, protocol=17).message(final=True), 1)
+    if asked:
+        kernel.run()
+    kernel.now += 2 * RECORD_PATIENCE
+    kernel.session.handle_deadline(kernel.now)
+    assert not removals(kernel.run())
+    if answer == "late":
+        row = flow_row(sock, tx_bytes=40, tx_calls=1)
+        kernel.feed(encode_answer(Operation.TAKE, FLOW_KEY.pack(3), FLOW.pack(*row[1:]), last=True), MAPS)
+    elif answer == "failure":
+        kernel.recorded.channel_failed(MAPS, 5, kernel.now)
+    (removed,) = removals(kernel.wait(MOST_BEHIND if answer == "never" else 0.0))
+    assert removed.counts.tx_bytes == (40 if answer == "late" else None)
+    if answer != "never":
+        end(kernel)
+        assert removals([*kernel.wait(1.1 * RECORD_PATIENCE), *kernel.wait(1.0)]), "nobody is held up any more"
 
 
 def test_losses_are_said_and_repaired():
