@@ -511,8 +511,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
 
 
 def _key(text: str) -> str:
-    key = unquote(text.strip())
-    return f"~{key[1:].lstrip()}" if key.startswith("~") else key
+    key = text.strip()
+    return unquote(f"~{key[1:].lstrip()}" if key.startswith("~") else key)
 
 
 def parse(text: str) -> Filter:

@@ -305,7 +305,7 @@ def test_a_command_line_is_found_by_a_part_of_it():
         ("~loopback", True), ("loopback", False), ("port=443", True), ("port=80,443", True), ("user=501", True),
         ("provider=udp,tcp & state=established & direction=outbound", True), ("interface=en0", True),
         ("interface_kind=wifi", True), ("address=2001:db8::/32", True), ("address=192.0.2.0/24", False),
-        (" pid = 42 & ~ loopback", True), ("%7E pid=7", False), ("~  port = 443", False), ("namespace=blue", False), ("process=c%75rl", True),
+        (" pid = 42 & ~ loopback", True), ("%7Epid=7", False), ("~  port = 443", False), ("namespace=blue", False), ("process=c%75rl", True),
     ],
 )  # fmt: skip
 def test_a_text_says_what_the_functions_say(text, matches):
@@ -326,6 +326,7 @@ def test_a_text_says_what_the_functions_say(text, matches):
         "port=99999",
         "pid=" + "9" * 5000,
         "user=-1",
+        "~%20loopback",  # of a query string this is another key, too
     ],
 )
 def test_a_text_that_says_nothing_or_nonsense_is_refused(text):
