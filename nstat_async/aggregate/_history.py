@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from nstat_async._model import Outcome, Process
 from ._schema import OUTCOMES, REMOTES, SCHEMA, HistoryError, View, connect
 
 Moment = Union[float, datetime, None]
+_EVER = 1e18
+"""Seconds that no bucket begins beyond."""
 _ADDED_UP = ("flows", "uncounted_flows", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 _PROCESSES = "traffic JOIN process ON process.id = traffic.process"
 _MOST_FIRST = "ORDER BY sum(rx_bytes) + sum(tx_bytes) DESC"
@@ -104,7 +107,9 @@ def _seconds(name: str, value: Moment, default: float) -> float:
         if value.tzinfo is None:
             raise UsageError(f"{name}: a datetime needs a time zone")
         return value.timestamp()
-    return value
+    if not isinstance(value, (int, float)) or not -math.inf <= value <= math.inf:
+        raise UsageError(f"{name}: {value!r} is neither seconds since the epoch nor a datetime")
+    return max(-_EVER, min(value, _EVER))
 
 
 class History:
@@ -127,7 +132,7 @@ class History:
         self, columns: Iterable[str], table: str, since: Moment, until: Moment, rest: str, name: str | None = None
     ) -> list[tuple[Any, ...]]:
         """Rows of the buckets that begin in a span of time; with a name, only those of processes with that name."""
-        values: list[Any] = [_seconds("since", since, -1e18), _seconds("until", until, 1e18)]
+        values: list[Any] = [_seconds("since", since, -_EVER), _seconds("until", until, _EVER)]
         values += [] if name is None else [unicode(name)]
         named = "" if name is None else "AND name = ?"
         try:

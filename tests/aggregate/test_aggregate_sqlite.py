@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -513,6 +514,10 @@ def test_misuse_is_refused_by_name(path):
         history.usage(by="pid")
     with pytest.raises(UsageError, match="since: a datetime needs a time zone"):
         history.usage(datetime(2026, 1, 1))
+    for nonsense in (math.nan, "2026-01-01"):
+        with pytest.raises(UsageError, match=r"until: .* is neither seconds since the epoch nor a datetime"):
+            history.timeline(1, until=nonsense)
+    assert history.usage(-(1 << 70), math.inf) == history.usage() == history.usage(until=1 << 2000)
     with pytest.raises(UsageError, match="step"):
         history.timeline(0)
     history.close()
