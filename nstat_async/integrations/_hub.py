@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from nstat_async._checks import check_number
 from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._escape import dump
@@ -56,10 +57,10 @@ class Hub:
         max_pending: int,
         table_options: dict[str, Any],
     ) -> None:
-        if max_clients < 0:
-            raise UsageError(f"max_clients: {max_clients!r} is negative")
-        if max_pending < 1:
-            raise UsageError(f"max_pending: {max_pending!r} is not a positive number")
+        if not callable(open_monitor):
+            raise UsageError(f"open_monitor: {open_monitor!r} is not a function that makes a monitor, such as Monitor")
+        check_number("max_clients", max_clients, whole=True, least=0)
+        check_number("max_pending", max_pending, whole=True)
         self.monitor: Monitor | None = None
         self.state = "starting"
         self.failure: Exception | None

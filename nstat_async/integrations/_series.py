@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from nstat_async._checks import check_number
 from nstat_async._coverage import Coverage
 from nstat_async._errors import UsageError
 from nstat_async._events import AnyEvent, HostState
@@ -110,10 +111,8 @@ class SeriesKeeper:
     ) -> None:
         if label not in LABELS:
             raise UsageError(f"by: {label!r} is not one of {', '.join(LABELS)}")
-        if limit < 0:
-            raise UsageError(f"limit: {limit!r} is negative")
-        if not review > 0:
-            raise UsageError(f"review: {review!r} is not a positive number of seconds")
+        check_number("limit", limit, whole=True, least=0)
+        check_number("review", review)
         self._limit = limit
         self._review = review
         self._table = TrafficTable(GroupBy.named(LABELS[label]), include_history=include_history, max_finished=1000)

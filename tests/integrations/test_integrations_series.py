@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -149,7 +150,7 @@ def test_scraping_from_another_thread_is_safe():
     assert sum(values(keeper).values()) == 2000
 
 
-@pytest.mark.parametrize("options", [{"limit": -1}, {"review": 0}])
+@pytest.mark.parametrize("options", [{"limit": -1}, {"limit": math.nan}, {"limit": 1.5}, {"review": 0}])
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         SeriesKeeper(**options)

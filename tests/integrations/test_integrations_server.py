@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 
 import attrs
@@ -301,10 +302,18 @@ async def test_other_names_can_be_allowed():
         assert (await client.get("/events")).status_code == 503
 
 
-@pytest.mark.parametrize("options", [{"max_clients": -1}, {"max_pending": 0}, {"rate_window": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_clients": -1}, {"max_clients": math.nan}, {"max_pending": 0}, {"max_pending": 1.5}, {"rate_window": 0}],
+)
 async def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         create_app(FakeMonitor, **options)
+
+
+async def test_a_monitor_instead_of_what_makes_one_is_refused_before_the_server_starts():
+    with pytest.raises(UsageError, match=r"open_monitor: .* is not a function that makes a monitor"):
+        create_app(FakeMonitor())
 
 
 async def test_a_view_by_another_key_or_of_some_flows_counts_from_when_it_was_asked_for():
