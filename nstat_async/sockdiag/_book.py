@@ -540,7 +540,7 @@ class Book:
             self.ended[entry.cookie] = entry
 
     def end_unknown(self, entry: Entry, why: str, outcome: Outcome | None = None) -> None:
-        """Report the end of a flow whose counters the kernel cleared: it keeps the last known ones."""
+        """Report the end of a flow whose last counts are not known, e.g. cleared by the kernel: it keeps the last known ones."""
         flow = entry.flow or self.announce(entry)
         self._output.lose(LossCause.FINAL_COUNTS, f"{flow}: {why}", 1)
         self.end(entry, entry.report, final=False, reason=RemovalReason.DROPPED, outcome=outcome)

@@ -186,6 +186,8 @@ class RemovalSource(Source):
         if record is not None and (words is None or cleared):
             outcome = None if entry.protocol != IPPROTO_TCP else self._outcome_of_cleared(entry, message, record)
             self._evidence.finish(self._book, entry, record, (message, *info), outcome)
+        elif words is None and entry.totals is not None:
+            self._book.end_unknown(entry, "counted by eBPF programs, and the last counts did not come")
         elif words is None or entry.state == SocketState.LISTEN:
             self._finish(entry, message, info, None)
         elif cleared and was_disconnected(message, *info):

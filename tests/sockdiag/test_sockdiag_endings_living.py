@@ -157,8 +157,7 @@ def end_connection(way, client, server):
 )
 def test_how_a_connection_ended(polled, ebpf):
     """Who closed, who reset: each end of each says so, as far as its last words are not cleared without anyone having seen it."""
-    with one_namespace() as (here, _, address):
-        listener = here.run(socket.create_server, (address, 0))
+    with one_namespace() as (here, _, address), here.run(socket.create_server, (address, 0)) as listener:
         there_port = listener.getsockname()[1]
         with drive(here, ebpf=ebpf) as driver:
             driver.poll()
@@ -179,7 +178,6 @@ def test_how_a_connection_ended(polled, ebpf):
                 if polled or ebpf == "auto" or ABORTED.get(way) != 1:
                     (gone,) = driver.until(lambda p=ports[way]: driver.removed(there_port, p))
                     assert (way, gone.outcome) == (way, back)
-        listener.close()
 
 
 @living

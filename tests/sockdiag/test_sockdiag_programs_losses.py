@@ -36,10 +36,16 @@ def test_without_the_end_its_counts_are_taken():
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "not asked for yet"])
 @pytest.mark.parametrize("answer", ["late", "never", "failure"])
 def test_the_last_counts_are_waited_for_while_the_maps_have_not_answered(asked, answer):
-    """A machine that stood still for longer than a removal waits did not read the answer meanwhile; without one it ends, too."""
+    """A machine that stood still for longer than a removal waits did not read the answer meanwhile.
+
+    Without an answer the known counts stand, and it is said that they are not the last ones.
+    """
     kernel = started(granted=attrs.evolve(GRANTED, tier=Tier.CALLS, births=False))
     sock = datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS)
     kernel.ring(sock)
+    kernel.flows[3] = flow_row(sock, tx_bytes=40, tx_calls=1)
+    kernel.sockets[3] = FakeSocket(3, remote=REMOTE, protocol=17)
+    kernel.poll()
     kernel.session.channel_drained(RING, kernel.now)
     kernel.maps_are_silent = True
     kernel.feed(FakeSocket(3, remote=REMOTE, protocol=17).message(final=True), 1)
@@ -49,12 +55,16 @@ def test_the_last_counts_are_waited_for_while_the_maps_have_not_answered(asked, 
     kernel.session.handle_deadline(kernel.now)
     assert not removals(kernel.run())
     if answer == "late":
-        row = flow_row(sock, tx_bytes=40, tx_calls=1)
+        row = flow_row(sock, tx_bytes=41, tx_calls=2)
         kernel.feed(encode_answer(Operation.TAKE, FLOW_KEY.pack(3), FLOW.pack(*row[1:]), last=True), MAPS)
     elif answer == "failure":
         kernel.recorded.channel_failed(MAPS, 5, kernel.now)
     (removed,) = removals(kernel.wait(MOST_BEHIND if answer == "never" else 0.0))
-    assert removed.counts.tx_bytes == (40 if answer == "late" else None)
+    lost = [event.cause for event in kernel.events if isinstance(event, EventsLost)]
+    if answer == "late":
+        assert (removed.counts.tx_bytes, removed.final, lost) == (41, True, [])
+    else:
+        assert (removed.counts.tx_bytes, removed.final, lost) == (40, False, [LossCause.FINAL_COUNTS])
     if answer != "never":
         end(kernel)
         assert removals([*kernel.wait(1.1 * RECORD_PATIENCE), *kernel.wait(1.0)]), "nobody is held up any more"
