@@ -312,10 +312,15 @@ def by_port(*ports: int, local: bool = True, remote: bool = True) -> Filter:
 
 
 def _network(value: Any) -> Any:
+    """A network; one of IPv4-mapped addresses is that of the IPv4 addresses."""
     try:
-        return ipaddress.ip_network(value, strict=False) if isinstance(value, str) else None
+        network = ipaddress.ip_network(value, strict=False) if isinstance(value, str) else None
     except ValueError:
         return None
+    mapped = getattr(network and network.network_address, "ipv4_mapped", None)
+    if network is None or mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.ip_network((int(mapped), network.prefixlen - 96))
 
 
 def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filter:
@@ -323,7 +328,8 @@ def by_address(*networks: str, local: bool = False, remote: bool = True) -> Filt
 
     Args:
         networks: Addresses or networks, e.g. ``"192.0.2.0/24"``. One with a zone, as in ``"fe80::1%eth0"`` or ``"fe80::%3/64"``,
-            is that of this link only. A dual-stack socket's ``::ffff:192.0.2.1`` is also in ``"192.0.2.0/24"``.
+            is that of this link only. A dual-stack socket's ``::ffff:192.0.2.1`` is also in ``"192.0.2.0/24"``,
+            and ``192.0.2.1`` in ``"::ffff:192.0.2.0/120"``.
         local: Look at the local address.
         remote: Look at the remote address.
 

@@ -109,13 +109,24 @@ def test_a_zone_that_is_no_interface_is_a_usage_error_that_names_it():
         filters.by_address("fe80::1%nosuch0")
 
 
-def test_the_ipv4_peer_of_a_dual_stack_socket_is_in_networks_of_both_families():
-    flow = Flow("1", Provider.TCP, remote=Endpoint.parse("::ffff:192.0.2.1", 443))
-    assert [filters.by_address(text)(flow) for text in ("192.0.2.0/24", "::ffff:192.0.2.1", "198.51.100.0/24")] == [
-        True,
-        True,
-        False,
-    ]
+@pytest.mark.parametrize("peer", ["192.0.2.1", "::ffff:192.0.2.1"])
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("192.0.2.0/24", True), ("::ffff:192.0.2.1", True), ("::ffff:192.0.2.0/120", True), ("198.51.100.0/24", False),
+        ("::ffff:0:0/96", True), ("::ffff:192.0.2.2", False), ("::ffff:198.51.100.0/120", False),
+    ],
+)  # fmt: skip
+def test_an_ipv4_peer_is_in_networks_of_both_families_however_its_address_is_written(text, peer, matches):
+    """Other programs write the address of a dual-stack socket's IPv4 peer as ``::ffff:192.0.2.1``."""
+    assert filters.by_address(text)(Flow("1", Provider.TCP, remote=Endpoint.parse(peer, 443))) is matches
+
+
+def test_networks_wider_than_the_mapped_addresses_are_of_ipv6():
+    assert [
+        filters.by_address("::/0")(Flow("1", Provider.TCP, remote=Endpoint.parse(peer)))
+        for peer in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1")
+    ] == [False, True, True]
 
 
 def test_nonsense_is_a_usage_error_that_names_it():
