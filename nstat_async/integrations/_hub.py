@@ -22,7 +22,7 @@ from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
 from nstat_async.aggregate import GroupBy, ProcessTable, SortKey, TrafficTable
-from nstat_async.filters import Filter
+from nstat_async.filters import Filter, from_items
 from nstat_async.json import JsonFormatter, to_dict
 
 from ._log import EVENTS_AT_ONCE, EventLog, Reader, message
@@ -77,7 +77,7 @@ class Hub:
     def _begin(self) -> None:
         """Make empty tables: when a server is started again, totals and the monitor's flow ids start again, too."""
         self.failure = None
-        self.views = Views(ProcessTable(**self._table_options), self._table_options)
+        self.views = Views(ProcessTable(**self._table_options), self._table_options, self.filter_of)
         self.keepers = keepers(("unit", "container", "pod"))
         self.run = secrets.token_hex(8)
         """Identifies this start of the server: the same id of a flow or row means another one in another start."""
@@ -144,6 +144,24 @@ class Hub:
         capabilities = self.monitor.capabilities
         hello = {"v": 1, "event": "hello", "backend": capabilities.backend, "kernel": capabilities.kernel}
         return Reader(self.log, message("hello", dump(hello)), chosen, self.max_pending)
+
+    def filter_of(self, items: Iterable[tuple[str, str]]) -> Filter | None:
+        """The filter of a request's conditions; `None` if there are none.
+
+        Raises:
+            UsageError: A condition is wrong, or is about something that this monitor does not ask for.
+        """
+        chosen = from_items(items)
+        if chosen is not None and chosen.needs_extras and self._is_without_extras():
+            # It would never match, which looks like silence.
+            raise UsageError(
+                "filter: cmdline: command lines are not asked for here; serve with --extras, in a program with Monitor(extras=True)"
+            )
+        return chosen
+
+    def _is_without_extras(self) -> bool:
+        monitor = self.monitor
+        return monitor is not None and monitor.capabilities.backend == "sock_diag" and not monitor.options.extras
 
     def view(self, group: str, items: Iterable[tuple[str, str]]) -> View:
         """The table of a request; see `Views.find`."""

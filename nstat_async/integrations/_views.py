@@ -52,10 +52,14 @@ class Views:
     Args:
         main: The table of all flows by process, which always exists.
         options: The options of the other tables.
+        filter_of: Makes the filter of a request's conditions.
     """
 
-    def __init__(self, main: TrafficTable, options: dict[str, Any]) -> None:
+    def __init__(
+        self, main: TrafficTable, options: dict[str, Any], filter_of: Callable[[_Items], Filter | None] = from_items
+    ) -> None:
         self.main = View(main)
+        self._filter_of = filter_of
         self._options = {name: value for name, value in options.items() if name != "effective"}
         self._effective = bool(options.get("effective"))
         self._others: dict[tuple[str, _Items], View] = {}
@@ -102,7 +106,7 @@ class Views:
     def _new(self, key: tuple[str, _Items], opened: Callable[[], Sequence[AnyEvent]], monotonic: float) -> View:
         group, items = key
         by = GroupBy.processes(effective=self._effective) if group == "process" else GroupBy.named(group)
-        view = View(TrafficTable(by, **self._options), from_items(items), self.main.table.time)
+        view = View(TrafficTable(by, **self._options), self._filter_of(items), self.main.table.time)
         if len(self._others) >= MAX_VIEWS:
             oldest = min(self._others, key=lambda each: self._others[each].asked)
             if monotonic - self._others[oldest].asked < IDLE_SECONDS / 4:

@@ -42,10 +42,10 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from nstat_async import filters
 from nstat_async._checks import check_number
 from nstat_async._errors import UsageError
 from nstat_async._escape import dump
+from nstat_async.filters import Filter
 
 from ._guard import HEALTH, LOOPBACK_HOSTS, Guard, check_token
 from ._hub import Hub
@@ -81,7 +81,7 @@ def _page(name: str) -> bytes:
 class _EventStream:
     """The response of ``/events``: it has a place in the log while the client listens."""
 
-    def __init__(self, hub: Hub, chosen: filters.Filter | None) -> None:
+    def __init__(self, hub: Hub, chosen: Filter | None) -> None:
         self._hub = hub
         self._chosen = chosen
 
@@ -179,7 +179,7 @@ def create_app(
 
     async def events(request: Request) -> Any:
         try:
-            return _EventStream(hub, filters.from_items(request.query_params.multi_items()))
+            return _EventStream(hub, hub.filter_of(request.query_params.multi_items()))
         except UsageError as error:
             return PlainTextResponse(f"{error}\n", 400)
 
