@@ -173,12 +173,11 @@ class FleetFeed:
 
         anew = self._created is not None and info.created != self._created
         self._created = info.created
-        if self._position is None:
+        if self._since is not None and not self._position:
             self._position = 0
-            if self._since is not None:
-                begin = max(0.0, self._since - STATE_AGE)
-                moment = datetime.fromtimestamp(begin, timezone.utc)
-                return {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": moment}
+            moment = datetime.fromtimestamp(max(0.0, self._since - STATE_AGE), timezone.utc)
+            return {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": moment}
+        if self._position is None:
             self._join_at = info.state.last_seq
             self._position = await self._last_states(connection) - 1
         elif anew or info.state.last_seq < self._position:

@@ -108,6 +108,36 @@ async def test_an_empty_stream_is_an_empty_fleet_and_its_look_is_complete(server
 
 
 @pytest.mark.asyncio
+async def test_a_connection_that_is_lost_while_the_beginning_is_looked_up_changes_nothing_of_the_beginning(
+    server, monkeypatch
+):
+    """From its first message on the stream would tell what is long over, and take an old run for the newest."""
+    from nstat_async._io import fleet as feeds
+    from nstat_async._io.nats import LostError
+
+    for _ in range(2):
+        async with Machine("web", server.url) as web:
+            counts = web.publisher.statistics
+            await eventually(lambda counts=counts: counts()["messages"] >= 1)
+    monkeypatch.setattr(feeds, "STATE_AGE", 0.0)  # all that is there is old
+    monkeypatch.setattr(feeds, "_RETRY_SECONDS", 0.0)
+    look_up, lost = feeds.FleetFeed._last_states, []
+
+    async def lose_once(feed, connection):
+        found = await look_up(feed, connection)
+        if not lost:
+            lost.append(found)
+            raise LostError("as if the connection were lost")
+        return found
+
+    monkeypatch.setattr(feeds.FleetFeed, "_last_states", lose_once)
+    async with fleet(server.url) as monitor:
+        assert isinstance(await monitor.__anext__(), PollCompleted)
+        assert monitor.statistics().feed["reconnections"] == 1
+        assert monitor.statistics().feed["messages"] == 0
+
+
+@pytest.mark.asyncio
 async def test_yesterday_is_played_from_the_stream_and_ends_where_it_is_to_end(server):
     async with Machine("web", server.url) as web:
         web.open()
