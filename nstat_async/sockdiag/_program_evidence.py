@@ -48,6 +48,7 @@ from ._constants import (
     SocketState,
 )
 from ._entry import Entry, Weight
+from ._finals import FIN_RECEIVED
 from ._host_requests import ProcessFacts
 from ._outcomes import outcome_by_record
 from ._output import Output
@@ -76,6 +77,8 @@ HELD_SECONDS = 1.0
 _FAMILIES = frozenset({AF_INET, AF_INET6, AF_PACKET})
 _ICMPV6 = 58
 _STATES = {int(state): state for state in SocketState}
+_ESTABLISHED = frozenset({SocketState.ESTABLISHED, SocketState.FIN_WAIT1, SocketState.FIN_WAIT2, *FIN_RECEIVED})
+"""States that no failed attempt was in."""
 _NANOSECONDS = 1_000_000_000
 _BORN = int(Flag.COUNTED_FROM_BIRTH)
 
@@ -112,6 +115,8 @@ class _Half:
     book: Book
     ended: Ended | None = None
     settle: Callable[[Ended | None], None] | None = None
+    established: bool = False
+    """True if the removal says that the connection was established."""
     connection: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -429,12 +434,22 @@ class ProgramEvidence:
         identity = self._row(seen.facts)[0][1]
         if identity[1] == SocketState.SYN_SENT and entry.before and entry.weight is not Weight.WITNESSED:
             return True  # its beginning was recorded, and that of the known one was not
+        if isinstance(seen, Ended) and self._is_attempt(seen):
+            removed = self.removed.get(entry.cookie)
+            if entry.state in _ESTABLISHED or (removed is not None and removed.established):
+                return True
         return not same_connection(identity, entry.identity)
+
+    @staticmethod
+    def _is_attempt(ended: Ended) -> bool:
+        return ended.state == SocketState.SYN_SENT
 
     def _end_earlier(self, book: Book, known: Entry, ended: Ended) -> None:
         """Report an earlier connection of a socket whose next connection became known first."""
         pieces, message = self._row(ended.facts)
-        if any(same_connection(before, pieces[1]) or same_connection(pieces[1], before) for before in known.before):
+        others = _ESTABLISHED if self._is_attempt(ended) else ()
+        ends = [before for before in known.before if before[1] not in others]
+        if any(same_connection(before, pieces[1]) or same_connection(pieces[1], before) for before in ends):
             return  # its end was reported
         if known.flow is not None or known.ended is not None:  # the next connection has taken its number
             if known.connection - 1 <= len(known.before):  # no earlier one is forgotten that it could be
@@ -452,23 +467,33 @@ class ProgramEvidence:
         assert entry.report is not None
         self.finish(book, entry, ended, entry.report.raw, outcome_by_record(ended, None))
 
-    def join(self, book: Book, entry: Entry, settle: Callable[[Ended | None], None]) -> None:
-        """A socket was removed: call `settle` with the record of its end, or with `None` if no record will come."""
+    def join(
+        self, book: Book, entry: Entry, settle: Callable[[Ended | None], None], *, established: bool = False
+    ) -> None:
+        """A socket was removed: call `settle` with the record of its end, or with `None` if no record will come.
+
+        `established`: its last connection is known to have been, so that the record of a failed attempt is an earlier one's.
+        """
         cookie = entry.cookie
         self._give_up_due(self._unseen)  # while the loop is awake, which saves waking it for them
         half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
-        if half is not None and half.connection == entry.connection:
-            assert half.ended is not None
-            if half.ended.facts.local_port or half.ended.state == SocketState.SYN_SENT:
+        ended = half.ended if half is not None and half.connection == entry.connection else None
+        if ended is not None and established and self._is_attempt(ended):
+            entry.ended = None
+            self._end_earlier(book, entry, ended)
+        elif ended is not None:
+            if ended.facts.local_port or self._is_attempt(ended):
                 self._past.pop(cookie)  # otherwise it may be an earlier one's, and that of the last one may still come
-            settle(half.ended)
-        elif unbound is not None:
+            settle(ended)
+            return
+        removed = _Half(entry, book, settle=settle, established=established)
+        if unbound is not None:
             self._past.pop(cookie)
-            self._settle(_Half(entry, book, settle=settle), unbound)
+            self._settle(removed, unbound)
         elif self.live and (entry.protocol == IPPROTO_TCP or self.counted(entry)):
-            self.removed.add(cookie, _Half(entry, book, settle=settle), self._output.now)
+            self.removed.add(cookie, removed, self._output.now)
         elif self.pulsing and not self.live and entry.owner is None:
-            self._unseen.add(cookie, _Half(entry, book, settle=settle), self._output.now)
+            self._unseen.add(cookie, removed, self._output.now)
         else:
             settle(None)
 

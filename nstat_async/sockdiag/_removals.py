@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from .._events import LossCause, RemovalReason
 from .._model import Outcome
@@ -14,9 +15,9 @@ from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup, SocketState
 from ._endings import Endings
 from ._entry import Entry
-from ._finals import has_remote_port, is_unused, last_words, was_disconnected
+from ._finals import LastWords, has_remote_port, is_unused, last_words, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
-from ._outcomes import QUICK, outcome_of_attempt
+from ._outcomes import QUICK, is_attempt, outcome_of_attempt
 from ._output import Output
 from ._program_evidence import ProgramEvidence
 from ._purposes import ChannelPurpose, Role
@@ -172,16 +173,26 @@ class RemovalSource(Source):
             book.drop(entry)
         came = output.now
         book.begin_end(entry)
+        words = last_words(message, *info) if info[1] else None
+        settle = partial(self._settle, entry, message, info, words, came)
         if entry.state == SocketState.LISTEN or is_unused(message):
-            self._settle(entry, message, info, came, None)
+            settle(None)
         else:
             self._endings.other_came(entry)
-            self._evidence.join(book, entry, lambda ended: self._settle(entry, message, info, came, ended))
+            established = words is not None and not (words.cleared or is_attempt(words))
+            self._evidence.join(book, entry, settle, established=established)
 
-    def _settle(self, entry: Entry, message: bytes, info: tuple[int, int], came: float, ended: Ended | None) -> None:
+    def _settle(
+        self,
+        entry: Entry,
+        message: bytes,
+        info: tuple[int, int],
+        words: LastWords | None,
+        came: float,
+        ended: Ended | None,
+    ) -> None:
         """End a flow; with an eBPF record of the end nothing is open."""
         record = ended if ended is not None and ended.final else None
-        words = last_words(message, *info) if info[1] else None
         cleared = words is not None and words.cleared and not has_remote_port(message)
         if record is not None and (words is None or cleared):
             outcome = None if entry.protocol != IPPROTO_TCP else self._outcome_of_cleared(entry, message, record)

@@ -13,7 +13,7 @@ from sockdiag_fakes import PEER, FakeSocket, flow_events, kinds
 from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause
 from nstat_async._model import Direction
 from nstat_async.ebpf import Kind
-from nstat_async.sockdiag._constants import SocketState
+from nstat_async.sockdiag._constants import SocketState, TcpInfo
 
 
 def test_a_listener_that_was_shut_down_and_connects_ends_as_a_listener():
@@ -292,20 +292,61 @@ def test_a_removal_that_seemed_to_be_of_an_earlier_connection_waits_for_the_reco
     assert not [e for e in kernel.events if isinstance(e, EventsLost)]
 
 
-def test_the_record_of_an_attempt_does_not_end_the_connection_that_a_dump_found_meanwhile():
-    """It has no local port, so it could be of either; but the beginning of the found connection was not recorded yet."""
+@pytest.mark.parametrize(
+    ("late", "state"),
+    [(False, SocketState.SYN_SENT), (True, SocketState.SYN_SENT), (False, SocketState.ESTABLISHED)],
+    ids=["attempt", "attempt whose beginning is late", "connection whose port was lost"],
+)
+def test_a_record_without_a_port_does_not_end_the_connection_that_a_dump_found_meanwhile(late, state):
+    """It could be of either, but an attempt is not established, and the beginning of the found connection was not recorded."""
     kernel = started()
-    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    opened = record(Kind.OPENED, 9, pid=5, remote_port=80 << 8)
+    ended = record(Kind.CLOSED, 9, pid=5, remote_port=80 << 8, old=state)
+    kernel.ring(*[opened][late:])
     kernel.sockets[9] = attrs.evolve(removal(), state=SocketState.SYN_SENT, info={})
     kernel.poll()
     kernel.sockets[9] = attrs.evolve(removal(), local_port=40001)
     kernel.poll()
-    kernel.ring(record(Kind.CLOSED, 9, pid=5, remote_port=80 << 8, old=SocketState.SYN_SENT))
+    kernel.ring(*[opened][: int(late)], ended)
     kernel.wait(1.0)
     kernel.poll()
     assert [e.flow.id for e in kernel.events if isinstance(e, FlowRemoved)] == ["c9"]
     assert [(flow.id, flow.local.port) for flow, _ in kernel.session.flows()] == [("c9.2", 40001)]
     assert [e.cause for e in kernel.events if isinstance(e, EventsLost)] == [LossCause.FINAL_COUNTS]
+
+
+@pytest.mark.parametrize("waits", ["record", "removal"])
+def test_the_record_of_an_attempt_is_not_joined_with_the_removal_of_an_established_connection(waits):
+    """Something of it was acknowledged; the record of its own end comes later."""
+    kernel = started()
+    attempt = record(Kind.CLOSED, 9, remote_port=80 << 8, old=SocketState.SYN_SENT)
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), *[attempt][waits == "removal" :])
+    kernel.feed(attrs.evolve(removal(rx=8), local_port=40001).message(final=True), 1)
+    ends = {"local_port": 40001, "remote_port": 80 << 8}
+    begin = record(Kind.OPENED, 9, 10**9, pid=5, remote_port=80 << 8), record(Kind.ESTABLISHED, 9, 10**9, pid=5, **ends)
+    kernel.ring(*[attempt][waits == "record" :], *begin, record(Kind.CLOSED, 9, 10**9, rx_bytes=8, **ends))
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.counts.rx_bytes, e.final) for e in removed] == [("c9", 0, True), ("c9.2", 8, True)]
+    assert removed[0].flow.outcome is not removed[1].flow.outcome
+    assert removed[1].flow.local.port == 40001
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
+
+
+def test_a_failed_attempt_after_a_connection_with_the_same_peer_is_not_taken_for_that_one():
+    """Its record has no port; it came after the removal of a third connection."""
+    kernel = started()
+    kernel.feed(attrs.evolve(removal(), local_port=40002).message(final=True), 1)
+    opened = [record(Kind.OPENED, 9, number * 10**9, pid=5, remote_port=80 << 8) for number in range(3)]
+    ports = [{"local_port": 40000 + number, "remote_port": 80 << 8} for number in range(3)]
+    established = [record(Kind.ESTABLISHED, 9, number * 10**9, pid=5, **ports[number]) for number in range(3)]
+    kernel.ring(opened[0], established[0], closed())
+    kernel.ring(opened[1], record(Kind.CLOSED, 9, 10**9, remote_port=80 << 8, old=SocketState.SYN_SENT))
+    kernel.ring(opened[2], established[2], closed()._replace(time=2 * 10**9))
+    kernel.wait(1.0)
+    removed = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert [(e.flow.id, e.flow.local.port) for e in removed] == [("c9", 40000), ("c9.2", 0), ("c9.3", 40002)]
+    assert not [e for e in kernel.events if isinstance(e, EventsLost)]
 
 
 def test_late_records_of_a_removed_socket_begin_nothing_though_the_removal_was_joined_with_another_record():
@@ -322,11 +363,14 @@ def test_late_records_of_a_removed_socket_begin_nothing_though_the_removal_was_j
     assert events == [(FlowAdded, "c9"), (FlowRemoved, "c9")]
 
 
-def test_a_removed_socket_whose_attempt_failed_is_not_remembered():
+@pytest.mark.parametrize("remote_port", [80, 0], ids=["closed", "the kernel forgot the peer"])
+def test_a_removed_socket_whose_attempt_failed_is_not_remembered(remote_port):
     kernel = started()
     kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
     kernel.ring(record(Kind.CLOSED, 9, pid=5, remote_port=80 << 8, old=SocketState.SYN_SENT))
-    kernel.feed(removal().message(final=True), 1)
+    unacked, info = (1, {TcpInfo.SEGS_OUT: 1}) if remote_port else (3, {})
+    last = attrs.evolve(removal(), remote_port=remote_port, unacked=unacked, info=info)
+    kernel.feed(last.message(final=True), 1)
     assert kinds(flow_events(kernel.run())) == ["FlowAdded", "FlowRemoved"]
     assert not kernel.session._evidence.is_past(9)
 
