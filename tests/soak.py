@@ -31,7 +31,7 @@ from sockdiag_world import World
 from test_kernel_truth import JUMPS, PAUSES, Machine, check, settle
 from virtual import VirtualMonitor
 
-from nstat_async import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, NstatError
+from nstat_async import EventsLost, Flow, FlowAdded, FlowRemoved, FlowUpdated, LossCause, NstatError, Provider
 from nstat_async.sockdiag import SocketState, TcpInfo
 from nstat_async.sockdiag._constants import IPPROTO_TCP
 from nstat_async.testing import EmulatedKernel
@@ -105,8 +105,21 @@ def darwin(dice: random.Random) -> int:
 # --- Linux ----------------------------------------------------------------------------------------
 
 
+CLOSING = SocketState.ESTABLISHED, SocketState.LAST_ACK, SocketState.CLOSE
+Connection = tuple[str, int]
+"""The id of its socket's first flow, and its local port."""
+
+
+def connection_of(sock: FakeSocket) -> Connection:
+    return f"c{sock.cookie:x}", sock.local_port
+
+
+def connection_of_flow(flow: Flow) -> Connection:
+    return flow.id.partition(".")[0], flow.local.port
+
+
 class Accounted(World):
-    """Sockets whose counters only grow, and what each moved in the end."""
+    """Sockets whose counters only grow until they have another connection, and what each connection moved in the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,8 +127,10 @@ class Accounted(World):
         """By cookie, what a socket received, without the byte that a FIN counts as."""
         self.segments: Counter[int] = Counter()
         """By cookie, in how many segments: each has a byte at least."""
-        self.moved: dict[str, int] = {}
-        """By the id of a flow of TCP, what it received when it ended."""
+        self.moved: dict[Connection, int] = {}
+        """What a connection of TCP received when it ended."""
+        self.dissolved: set[Connection] = set()
+        """Those of which the kernel forgot that, because their sockets connected again."""
 
     def grow(self, number: int, amount: int) -> None:
         """A socket receives and sends, or hears that the other side hung up."""
@@ -136,9 +151,37 @@ class Accounted(World):
     def close(self, number: int, tell: bool) -> None:
         sock = self.socket(number)
         if sock is not None and sock.protocol == IPPROTO_TCP:
-            self.moved[f"c{sock.cookie:x}"] = self.got[sock.cookie]
+            self.moved[connection_of(sock)] = self.got[sock.cookie]
             self.count(sock, fin=1, fin_sent=1)  # both sides have hung up
         super().close(number, tell)
+
+    def caught(self, number: int, state: int, soon: bool) -> None:
+        """A dump has the row of a connection that is just being closed; `soon`: its removal is read before that row."""
+        sock = self.socket(number)
+        if sock is None or sock.protocol != IPPROTO_TCP:
+            return
+        before = sock.local_port, sock.state
+        sock.local_port, sock.state = 0, state  # it has given back its port
+
+        def end() -> None:
+            sock.local_port, sock.state = before
+            self.close(number, True)
+
+        self.kernel.during_dump = end if soon else None
+        self.kernel.poll()
+        if not soon:
+            end()
+
+    def reconnect(self, number: int, remote_port: int) -> None:
+        """A socket dissolves its connection, and has another one, which gets a port of its own."""
+        sock = self.socket(number)
+        if sock is not None and sock.protocol == IPPROTO_TCP:
+            self.moved[connection_of(sock)] = self.got[sock.cookie]
+            self.dissolved.add(connection_of(sock))
+            sock.local_port, sock.remote_port = 10_000 + len(self.moved), remote_port
+            sock.state = SocketState.ESTABLISHED
+            self.got[sock.cookie] = self.segments[sock.cookie] = 0
+            self.count(sock)
 
     def open(self, number: int, protocol: int, inode: int) -> None:
         new = self.socket(number) is None
@@ -147,8 +190,8 @@ class Accounted(World):
             self.got[self.used] = self.segments[self.used] = 1
 
     def do(self, name: str, *arguments: int) -> None:
-        if name == "grow":
-            self.grow(*arguments)
+        if name in {"grow", "caught", "reconnect"}:
+            getattr(self, name)(*arguments)
         else:
             super().do(name, *arguments)
 
@@ -166,6 +209,8 @@ def linux_step(dice: random.Random, badly: float) -> Step:
         ("grow", which, 0),
         ("inode", which, dice.randint(0, 3)),
         ("close", which, True),
+        ("caught", which, dice.choice(CLOSING), dice.random() < 0.5),
+        ("reconnect", which, dice.choice((80, 81))),
         ("wait", dice.choice((0.1, 0.3, 1.0, 2.5))),
     ))  # fmt: skip
 
@@ -199,16 +244,18 @@ def check_linux(world: Accounted) -> None:
         if isinstance(event, FlowRemoved):
             del live[name]
             ended.add(name)
-            if is_said_exactly(event) and name in world.moved:
-                off = abs(now - world.moved[name])
-                assert off <= (event.uncertainty or 0), f"{name} moved {world.moved[name]}: {event}"
-    known = {flow.id: counts for flow, counts in world.kernel.session.flows()}
-    assert set(known) == set(live)
-    assert {name.partition(".")[0] for name in known} == {f"c{cookie:x}" for cookie in world.kernel.sockets}
+            moved = world.moved.get(connection_of_flow(event.flow))
+            if is_said_exactly(event) and moved is not None:
+                assert abs(now - moved) <= (event.uncertainty or 0), f"{name} moved {moved}: {event}"
+    known = dict(world.kernel.session.flows())
+    assert {flow.id for flow in known} == set(live)
+    sockets = sorted(f"c{cookie:x}" for cookie in world.kernel.sockets)
+    assert sorted(flow.id.partition(".")[0] for flow in known) == sockets
+    counts = {connection_of_flow(flow): counts for flow, counts in known.items()}
     for cookie, sock in world.kernel.sockets.items():
         if sock.protocol == IPPROTO_TCP:
-            assert known[f"c{cookie:x}"].rx_bytes == world.got[cookie], f"c{cookie:x} has {world.got[cookie]}"
-    check_losses(world, ended)
+            assert counts[connection_of(sock)].rx_bytes == world.got[cookie], f"c{cookie:x} has {world.got[cookie]}"
+    check_losses(world)
 
 
 def is_said_exactly(event: FlowRemoved) -> bool:
@@ -216,13 +263,17 @@ def is_said_exactly(event: FlowRemoved) -> bool:
     return event.final or event.uncertainty is not None
 
 
-def check_losses(world: Accounted, ended: set[str]) -> None:
-    """What ended without its final counts, or was never seen, was said to be lost."""
+def check_losses(world: Accounted) -> None:
+    """Every connection ended once, and with its counts, or was said to be lost; only a dissolved one may never be seen."""
     lost = Counter(event.cause for event in world.kernel.events if isinstance(event, EventsLost))
-    ends = [event for event in world.kernel.events if isinstance(event, FlowRemoved) and event.flow.id in world.moved]
-    vague = [event for event in ends if not is_said_exactly(event)]
-    unseen = set(world.moved) - ended
-    assert not (vague or unseen) or lost[LossCause.KERNEL_BUFFER] or lost[LossCause.FINAL_COUNTS], (vague, unseen)
+    removed = [event for event in world.kernel.events if isinstance(event, FlowRemoved)]
+    ends = [event for event in removed if event.flow.provider is Provider.TCP]
+    seen = Counter(connection_of_flow(event.flow) for event in ends)
+    assert seen.keys() <= world.moved.keys(), seen.keys() - world.moved.keys()
+    assert seen.total() == len(seen), [connection for connection, times in seen.items() if times > 1]
+    exact = {connection_of_flow(event.flow) for event in ends if is_said_exactly(event)}
+    vague = world.moved.keys() - exact - (world.dissolved - seen.keys())
+    assert lost[LossCause.KERNEL_BUFFER] or len(vague) <= lost[LossCause.FINAL_COUNTS], vague
 
 
 # --- all of them ----------------------------------------------------------------------------------
