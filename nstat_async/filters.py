@@ -367,9 +367,9 @@ def by_host(*names: str) -> Filter:
 
 
 def by_cgroup(*paths: str) -> Filter:
-    """Flows of these cgroups (Linux, v2) and the cgroups below them, e.g. ``"/system.slice"``."""
+    """Flows of these cgroups (Linux, v2) and the cgroups below them, e.g. ``"/system.slice"``; the slash before it may be left out."""
     wanted = frozenset(_each(by_cgroup, paths, _text, "the path of a cgroup, e.g. '/system.slice'"))
-    prefixes = tuple(path.rstrip("/") + "/" for path in wanted)
+    prefixes = tuple(f"/{path.strip('/')}/".replace("//", "/") for path in wanted)  # of all cgroups: "/"
 
     def matches(flow: Flow) -> bool:
         return flow.cgroup is not None and f"{flow.cgroup}/".startswith(prefixes)

@@ -160,7 +160,10 @@ def test_a_flow_has_it_in_json_both_ways():
         ("cgroup=/system.slice", "b"),
         ("cgroup=/system.slice/nginx.service/", "b"),
         ("cgroup=/system.slice/nginx.ser", ""),
+        ("cgroup=system.slice", "b"),
+        ("cgroup=nginx.service", ""),
         ("cgroup=/", "ab"),
+        ("cgroup=//", "ab"),
         ("~container=web", "bc"),
     ],
 )
