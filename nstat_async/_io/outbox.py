@@ -18,6 +18,8 @@ _APPLICATION_ID = 0x6E73706F  # "nspo", in the file's header
 _PAGE = 4096
 _FREE_PAGES = 256
 """How many free pages (a MiB) an empty file may have before it is made smaller."""
+_AGAIN_SECONDS = 5.0
+"""Seconds after which a file without room is tried again, if the server takes no message of it."""
 _SCHEMA = f"""
 PRAGMA auto_vacuum = INCREMENTAL;
 PRAGMA application_id = {_APPLICATION_ID};
@@ -160,7 +162,8 @@ class Spool(Outbox):
                 await super().put(message)
                 return
             self._full = True
-            await changed.wait()
+            with anyio.move_on_after(_AGAIN_SECONDS):  # others may make room on the disk
+                await changed.wait()
             changed = self._changed
         self._stored += 1
         self._full, self._why = False, ""

@@ -135,6 +135,23 @@ async def test_a_file_that_cannot_be_written_is_read_to_its_end_which_is_said_on
 
 
 @pytest.mark.asyncio
+async def test_a_file_is_written_again_when_others_made_room_although_the_server_is_absent(spool, monkeypatch):
+    monkeypatch.setattr("nstat_async._io.outbox._AGAIN_SECONDS", 0.001)
+    outbox = spool()
+    messages = [message(number) for number in range(2)]
+    await outbox.put(messages[0])
+    outbox._file.execute("PRAGMA query_only = 1")
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.put, messages[1])
+            while not spool.said:
+                await anyio.sleep(0.001)
+            outbox._file.execute("PRAGMA query_only = 0")
+    assert outbox.waiting == 2
+    assert await all_of(outbox) == messages
+
+
+@pytest.mark.asyncio
 async def test_what_a_file_without_room_does_not_have_at_the_end_is_said_to_be_lost(spool):
     outbox = spool()
     outbox._file.execute("PRAGMA query_only = 1")
