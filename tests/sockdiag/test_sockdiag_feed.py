@@ -57,14 +57,18 @@ def test_a_connection_on_every_loop(loop):
                 listener.listen()
                 client = socket.create_connection(listener.getsockname())
                 server, _ = listener.accept()
-            port = client.getsockname()[1]
+            ends = client.getsockname()[1], client.getpeername()[1]
             client.sendall(b"x" * 777)
             assert len(server.recv(777)) == 777
 
-            def mine(kind):
-                return [e for e in sink.events if isinstance(e, kind) and e.flow.local.port == port]
+            def is_mine(flow):
+                """Others are in this network namespace as well, who may have the same port to somebody else."""
+                return flow.remote is not None and (flow.local.port, flow.remote.port) == ends
 
-            await sink.until(lambda: any(f.local.port == port and f.process for f, _ in feed.flows()))
+            def mine(kind):
+                return [e for e in sink.events if isinstance(e, kind) and is_mine(e.flow)]
+
+            await sink.until(lambda: any(is_mine(f) and f.process for f, _ in feed.flows()))
             client.close()
             server.close()
             await sink.until(lambda: mine(FlowRemoved))

@@ -124,8 +124,10 @@ def test_the_replay_of_a_pulse_is_the_run(tmp_path, loop):
                 seen.append(event)
                 if client is None and monitor.statistics().feed["polls"] and isinstance(event, PollCompleted):
                     client, server = pair(listener)
-                mine = client is not None and getattr(getattr(event, "flow", None), "local", None)
-                if mine and event.flow.local.port == port(client) and event.flow.process is not None:
+                flow = getattr(event, "flow", None)
+                if client is None or flow is None or flow.remote is None or flow.process is None:
+                    continue
+                if (flow.local.port, flow.remote.port) == (port(client), port(listener)):
                     break
             client.close()
             server.close()
