@@ -101,6 +101,16 @@ def _must_be(kind: type) -> Callable[[Any], Any]:
     return read
 
 
+_BEYOND = 1 << 1023
+"""More than any integer that is read: exporters make floats of them."""
+
+
+def _read_integer(value: Any) -> int:
+    if type(value) is not int or not -_BEYOND < value < _BEYOND:
+        raise TypeError(f"expected int of a float's size, got {value!r:.40}")
+    return value
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -136,7 +146,7 @@ def _read_address(text: Any) -> bytes:
 
 
 def _read_pairs(value: Any) -> tuple[tuple[str, int], ...]:
-    return tuple((name, _must_be(int)(number)) for name, number in _must_be(dict)(value).items())
+    return tuple((name, _read_integer(number)) for name, number in _must_be(dict)(value).items())
 
 
 def _read_text_pairs(value: Any) -> tuple[tuple[str, str], ...]:
@@ -169,7 +179,7 @@ def _plain_media(media: tuple[tuple[str, MediumCounts], ...]) -> dict[str, dict[
 def _read_media(value: Any) -> tuple[tuple[str, MediumCounts], ...]:
     names = [field.name for field in attrs.fields(MediumCounts)]
     return tuple(
-        (medium, MediumCounts(*(_must_be(int)(_must_be(dict)(item)[name]) for name in names)))
+        (medium, MediumCounts(*(_read_integer(_must_be(dict)(item)[name]) for name in names)))
         for medium, item in _must_be(dict)(value).items()
     )
 
@@ -198,7 +208,7 @@ def _record(kind: type) -> Kind:
     return Kind(kind.__name__, _same, _same, record=kind)
 
 
-INTEGER = Kind("integer", _same, _must_be(int), "INTEGER", text="x + 0")  # an IntEnum is a number, too
+INTEGER = Kind("integer", _same, _read_integer, "INTEGER", text="x + 0")  # an IntEnum is a number, too
 MOMENT = attrs.evolve(INTEGER, read=_read_moment)
 NUMBER = Kind("number", _finite, _read_number, "REAL", text=number_text)
 FLAG = Kind("true or false", bool, _must_be(bool), "INTEGER", text="'true' if x else 'false'")

@@ -187,6 +187,8 @@ def test_a_line_with_anything_in_one_place_is_read_or_refused(event, full, data)
         '{"v":1,"event":"poll_completed","time":1,"flows":1}', "[" * 100_000, b"\xff",
         '{"v":1,"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp","started":1e308}}',
         '{"v":1,"event":"flow_added","time":1,"flow":{"id":"1","provider":"tcp","started_ns":1%s}}' % ("0" * 400),
+        '{"v":1,"event":"poll_completed","time":1,"flows":1%s,"complete":true}' % ("0" * 400),
+        '{"v":1,"event":"events_lost","time":1,"cause":"overflow","counts":{"rx_bytes":-1%s}}' % ("0" * 400),
     ],
 )  # fmt: skip
 def test_what_is_no_event_is_refused_and_the_error_has_the_line(line):
