@@ -111,5 +111,10 @@ def _of_series(series: Series, received: int, sent: int) -> Iterator[Observation
 
 
 def _both_ways(received: int, sent: int, labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[Observation]:
-    yield Observation(received, {**labels, _DIRECTION: "receive"})
-    yield Observation(sent, {**labels, _DIRECTION: "transmit"})
+    yield Observation(clamped(received), {**labels, _DIRECTION: "receive"})
+    yield Observation(clamped(sent), {**labels, _DIRECTION: "transmit"})
+
+
+def clamped(number: int) -> int:
+    """The nearest number that OTLP can carry: it has 64 bits and a sign."""
+    return max(-(1 << 63), min(number, (1 << 63) - 1))

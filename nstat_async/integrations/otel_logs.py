@@ -39,9 +39,13 @@ from nstat_async._io import identity
 from nstat_async._model import Counts, Direction, Endpoint, Flow, Process
 from nstat_async._monitor import Monitor
 
+from .otel import clamped
+
 __all__ = ["FlowLogs"]
 
 _Values = dict[str, Union[str, int, float, bool, None]]
+_LAST_SECOND = 1.8e10
+"""Times are nanoseconds in 64 bits; this is the year 2540."""
 
 
 class FlowLogs:
@@ -95,14 +99,11 @@ class FlowLogs:
         body: str | None = None,
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:
-        # A name, or what a machine of a fleet says, may have what is not Unicode, which an exporter cannot encode.
-        known: Any = {
-            key: unicode(value) if isinstance(value, str) else value
-            for key, value in values.items()
-            if value is not None
-        }
+        known: Any = {key: _carried(value) for key, value in values.items() if value is not None}
         self._logger.emit(
-            timestamp=int(time * 1e9),
+            timestamp=int(time * 1e9)
+            if 0 <= time < _LAST_SECOND
+            else None,  # the record then has the time of its arrival
             severity_number=severity,
             severity_text=severity.name,
             body=None if body is None else unicode(body),
@@ -131,6 +132,16 @@ class FlowLogs:
             "nstat.flow.duration": None if flow.started is None else max(0.0, time - flow.started),
             **_peer(flow),
         }
+
+
+def _carried(value: str | float) -> str | float:
+    """A value as OTLP can carry it: one that it cannot would cost a whole batch.
+
+    A name may have what is not Unicode, and a machine of a fleet may say any number.
+    """
+    if isinstance(value, str):
+        return unicode(value)
+    return clamped(value) if isinstance(value, int) else value
 
 
 def _address(prefix: str, endpoint: Endpoint | None) -> _Values:

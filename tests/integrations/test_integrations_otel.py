@@ -51,6 +51,15 @@ def test_traffic_is_exported_by_name_and_direction(exported):
     assert seen["nstat.losses", "overflow"] == 1
 
 
+def test_a_counter_beyond_what_the_protocol_carries_stays_at_its_greatest_number(exported):
+    """One that it cannot carry would end the export of all others."""
+    meter, read = exported
+    TrafficMetrics(meter).feed_many([added(flow("a"), 1, counts(1 << 64, 5))])
+    seen = read()
+    assert seen["process.network.io", "curl", "receive"] == (1 << 63) - 1
+    assert seen["process.network.io", "curl", "transmit"] == 5
+
+
 def test_bytes_that_the_platform_does_not_tell_are_not_exported(exported):
     meter, read = exported
     TrafficMetrics(meter).feed_many([added(flow("a"), 1, Counts())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.server
+import math
 import threading
 
 import anyio
@@ -112,6 +113,20 @@ def test_a_name_that_is_no_unicode_arrives_with_replacement_characters():
     [(_, attributes)] = exported(lambda logs: logs.feed_many([event]))
     assert attributes["process.executable.name"] == "a\ufffd"
     assert attributes["process.executable.path"] == "/\ufffd"
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -5.0, 1e300])
+def test_a_time_that_is_none_is_left_out_and_the_record_arrives(time):
+    [(record, attributes)] = exported(lambda logs: logs.feed_many([removed(ENDED, time, counts(1))]))
+    assert record.time_unix_nano == 0
+    assert record.observed_time_unix_nano > 0
+    assert attributes["nstat.rx_bytes"] == 1
+
+
+def test_a_number_beyond_64_bits_does_not_cost_the_batch():
+    events = [removed(flow(str(number)), 2.0, counts(number)) for number in (1, 1 << 64, -(1 << 70), 2)]
+    found = [attributes["nstat.rx_bytes"] for _, attributes in exported(lambda logs: logs.feed_many(events))]
+    assert found == [1, (1 << 63) - 1, -(1 << 63), 2]
 
 
 def test_every_name_that_is_not_ours_is_one_of_the_conventions():
