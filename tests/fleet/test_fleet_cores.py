@@ -165,6 +165,7 @@ def test_who_joins_after_a_hole_is_told_and_has_no_complete_look_until_the_next_
     reader.begin()
     assert [(loss.cause, loss.host) for loss in reader.losses] == [(LossCause.TRANSPORT, "web")]
     assert not reader.events[-1].complete
+    assert reader.core.statistics()["lost_messages"] == 1
     machine.time += 700
     lived(machine, stream, 1)
     again = Reader().read([*stream.deliveries[: hole - 1], *stream.deliveries[hole:]]).begin()
@@ -177,11 +178,14 @@ def test_a_line_that_cannot_be_read_is_made_good_by_the_next_state_and_who_joins
     machine = lived(Machine("web", compress=False), stream, 2)
     machine.take([machine.begin(rx=11)])
     lived(machine, stream, 1)
-    bad = attrs.evolve(stream.deliveries[-1], data=stream.deliveries[-1].data.replace(b'"flow_added"', b'"flow_edded"'))
+    bad = attrs.evolve(
+        stream.deliveries[-1], data=stream.deliveries[-1].data.replace(b'"flow_added"', b'"flow_edded"', 1)
+    )
     deliveries = [*stream.deliveries[:-1], bad]
     joined, live = Reader().read(deliveries).begin(), Reader().begin().read(deliveries)
     assert [loss.cause for loss in joined.losses] == [LossCause.TRANSPORT]
     assert not joined.events[-1].complete
+    assert joined.core.statistics()["malformed_messages"] == 1
     assert {loss.cause for loss in live.losses} == {LossCause.PROTOCOL}
     machine.time += 700
     lived(machine, stream, 1)

@@ -165,25 +165,26 @@ def test_flows_beyond_the_limit_are_left_out_and_it_is_said_once(monkeypatch):
     assert len(list(reader.core.flows())) <= 10
 
 
+@pytest.mark.parametrize(("more", "count"), [((), 2), (("cache",), None)], ids=["some", "as many as are counted"])
 @pytest.mark.parametrize("late", [False, True])
-def test_who_joins_is_told_what_is_beyond_the_limits(monkeypatch, late):
+def test_who_joins_is_told_what_is_beyond_the_limits(monkeypatch, late, more, count):
     monkeypatch.setattr("nstat_async.fleet._incoming.MOST_HOSTS", 3)
     monkeypatch.setattr("nstat_async.fleet._flows.MOST_FLOWS", 10)
     stream, machine = Stream(), Machine("web")
     machine.take([machine.begin() for _ in range(30)])
     lived(machine, stream, 2)
-    for name in ("one", "two", "db", "app"):
+    for name in ("one", "two", "db", "app", *more):
         lived(Machine(name), stream, 1)
     reader = Reader()
     if late:
         reader.read(stream.deliveries).begin()
         assert [(loss.cause, loss.host, loss.count) for loss in reader.losses] == [
-            (LossCause.LIMIT, "web", None), (LossCause.LIMIT, None, 2),
+            (LossCause.LIMIT, "web", None), (LossCause.LIMIT, None, count),
         ]  # fmt: skip
         assert not reader.of(PollCompleted)[-1].complete
     else:
         reader.begin().read(stream.deliveries)
-        assert [loss.host for loss in reader.losses] == ["web", "db", "app"]
+        assert [loss.host for loss in reader.losses] == ["web", "db", "app", *more]
 
 
 # --- the publisher ----------------------------------------------------------------------------
