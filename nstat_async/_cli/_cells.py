@@ -35,6 +35,8 @@ def bytes_text(number: float | None) -> str:
         value /= 1000
         if value < 999.5 or unit == _UNITS[-1]:
             break
+    if value >= 999_999.5:  # no kernel counts so far: a machine of a fleet said so, and may not widen every line
+        return f"{value:.0e} {unit}"
     return f"{value:.{0 if value >= 99.95 else 1}f} {unit}"
 
 

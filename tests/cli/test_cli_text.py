@@ -98,6 +98,7 @@ def test_json_is_ascii_without_control_characters(text):
         (200_000, "200 kB"),
         (2**63, "9.2 EB"),
         (16_384 * 10**18, "16384 EB"),
+        (2**1000, "1e+283 EB"),
     ],
 )
 def test_units(number, text):
