@@ -100,10 +100,10 @@ class FlowLogs:
         severity: SeverityNumber = SeverityNumber.INFO,
     ) -> None:
         known: Any = {key: _carried(value) for key, value in values.items() if value is not None}
+        # Without a timestamp the record has the time of its arrival.
+        moment = int(time * 1e9) if 0 <= time < _LAST_SECOND else None
         self._logger.emit(
-            timestamp=int(time * 1e9)
-            if 0 <= time < _LAST_SECOND
-            else None,  # the record then has the time of its arrival
+            timestamp=moment,
             severity_number=severity,
             severity_text=severity.name,
             body=None if body is None else unicode(body),

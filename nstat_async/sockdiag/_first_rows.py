@@ -16,11 +16,10 @@ from ._direction import ACCEPTED, AFTER_FIN, BEFORE_FIN, OPENED, evidence_in, ev
 from ._entry import Entry, Keeper, Weight
 from ._finals import FIN_RECEIVED, is_behind_fin
 from ._reports import SocketReport, socket_report
-from ._rows import REMAINS, Pieces, RowFormat, info_of, is_first_fin
+from ._rows import NO_PORT, REMAINS, Pieces, RowFormat, info_of, is_first_fin
 
 _TOLD_BY_STATE = frozenset({SocketState.LISTEN, SocketState.SYN_SENT})
 _DIRECTIONS = {ACCEPTED: Direction.INBOUND, OPENED: Direction.OUTBOUND}
-_NO_PORT = bytes(2)
 _SEQUENCE, _ESTABLISHED = Weight.SEQUENCE, int(SocketState.ESTABLISHED)
 
 MakeEntry = Callable[..., Entry]
@@ -84,7 +83,7 @@ def _take_plain(
             state == same_state == _ESTABLISHED
             and timer != TIMER_TIME_WAIT
             and remote_port
-            and port != _NO_PORT
+            and port != NO_PORT
             and cgroup_header == CGROUP_HEADER
             and info_header == form.info_header
             and not is_first_fin(pieces[4])

@@ -41,7 +41,7 @@ _ONE, _NO_SEGMENTS = struct.pack("=Q", 1), bytes(4)
 _ROW = struct.Struct("=IHHII BBBB 2s2s 16s16s I Q IIIII")
 """``struct nlmsghdr`` and ``struct inet_diag_msg``."""
 _STATE_AT, _TIMER_AT, _PORTS_AT = HEADER.size + 1, HEADER.size + 2, HEADER.size + 4
-_NO_PORT = bytes(2)
+NO_PORT = bytes(2)
 _FIRST = f"={_STATE_AT}xBBx2sH52xI{{}}x4sQ{{}}x4sB23xI72xI16xQ16xI8xI32xI4xQQ"
 """For `RowFormat.first`, with the distances to the cgroup and from there to ``tcp_info``."""
 _QUEUE_END = HEADER.size + 64
@@ -180,7 +180,7 @@ def is_remains(message: bytes) -> bool:
     """
     if message[_TIMER_AT] == TIMER_TIME_WAIT or message[_STATE_AT] in REMAINS:
         return True
-    return message[_PORTS_AT : _PORTS_AT + 2] == _NO_PORT != message[_PORTS_AT + 2 : _PORTS_AT + 4]
+    return message[_PORTS_AT : _PORTS_AT + 2] == NO_PORT != message[_PORTS_AT + 2 : _PORTS_AT + 4]
 
 
 class Change(enum.IntEnum):

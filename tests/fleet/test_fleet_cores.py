@@ -194,13 +194,19 @@ def test_a_line_that_cannot_be_read_is_made_good_by_the_next_state_and_who_joins
         assert {flow.id.rpartition("/")[2] for flow, _ in reader.core.flows()} == set(machine.open)
 
 
-def test_the_second_publisher_of_a_name_is_said_to_who_joins_later():
+def two_publishers():
+    """A stream in which two publishers of one name take turns; the second one began later."""
     stream = Stream()
     first = lived(Machine("web"), stream, 3)
     second = Machine("web", 1)
     second.outgoing = Outgoing("web", "ffffffff")
     lived(second, stream, 3)
     lived(first, stream, 3)
+    return stream, first, second
+
+
+def test_the_second_publisher_of_a_name_is_said_to_who_joins_later():
+    stream, first, _ = two_publishers()
     reader = Reader().read(stream.deliveries).begin()
     assert not reader.losses
     lived(first, stream, 1)
@@ -256,12 +262,7 @@ def test_a_machine_that_comes_back_under_another_name_is_known_by_its_machine_id
 
 
 def test_two_publishers_of_one_name_are_reported_and_the_later_one_is_believed():
-    stream = Stream()
-    first = lived(Machine("web"), stream, 3)
-    second = Machine("web", 1)
-    second.outgoing = Outgoing("web", "ffffffff")
-    lived(second, stream, 3)
-    lived(first, stream, 3)
+    stream, _, second = two_publishers()
     lived(second, stream, 3)
     reader = Reader().begin().read(stream.deliveries)
     assert [loss.cause for loss in reader.losses] == [LossCause.RESYNC, LossCause.TRANSPORT]
