@@ -108,19 +108,26 @@ def protocol_of(facts: Facts) -> int:
 
 
 @attrs.define(eq=False)
-class _Half:
-    """The end of a socket that one of the two sources has reported."""
+class _Recorded:
+    """The end of a connection by its record."""
+
+    entry: Entry
+    connection: int
+    """Number of the connection in its socket."""
+    book: Book
+    ended: Ended
+
+
+@attrs.define(eq=False)
+class _Removed:
+    """The end of a socket by its removal."""
 
     entry: Entry
     book: Book
-    ended: Ended | None = None
-    settle: Callable[[Ended | None], None] | None = None
-    established: bool = False
-    """True if the removal says that the connection was established."""
-    connection: int = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.connection = self.entry.connection
+    settle: Callable[[Ended | None], None]
+    """Reports the end, given its record."""
+    established: bool
+    """True if the removal says that the last connection was established."""
 
 
 class ProgramEvidence:
@@ -167,13 +174,13 @@ class ProgramEvidence:
         self._cgroups = cgroups
         self._protocols = protocols
         self._formats = RowFormats()
-        self._recorded: Waiting[int, _Half] = Waiting(REMOVAL_PATIENCE, MOST_WAITING)
+        self._recorded: Waiting[int, _Recorded] = Waiting(REMOVAL_PATIENCE, MOST_WAITING)
         """Records of ends that wait for the removal, by socket."""
         self._unread: set[Book] = set()
         """Books of namespaces with removals that are not read yet."""
-        self.removed: Waiting[int, _Half] = Waiting(RECORD_PATIENCE, MOST_WAITING)
+        self.removed: Waiting[int, _Removed] = Waiting(RECORD_PATIENCE, MOST_WAITING)
         """Removals that wait for the record of the end, by socket."""
-        self._unseen: Waiting[int, _Half] = Waiting(PULSE_PATIENCE, MOST_WAITING, PULSE_PATIENCE / 2)
+        self._unseen: Waiting[int, _Removed] = Waiting(PULSE_PATIENCE, MOST_WAITING, PULSE_PATIENCE / 2)
         """Removals that wait for a report of a pulse, by socket."""
         self._unannounced: Waiting[Entry, Book] = Waiting(ANNOUNCING_PATIENCE, MOST_WAITING)
         self._removal_due: Memory[int, bool] = Memory(MOST_REMEMBERED)
@@ -390,12 +397,12 @@ class ProgramEvidence:
             if ended.final:
                 self._end_earlier(book, known, ended)
             return
-        past, waiting = self._past.pop(cookie), self._take_removed(cookie)
+        past, removed = self._past.pop(cookie), self._take_removed(cookie)
         if past is not None and not (ended.final and self._is_last(ended, past)):
             self._past.add(cookie, past)  # the record of its last connection, or the counts in the map, may still come
-        if waiting is not None:
-            book.remember(waiting.entry)  # it may be an earlier one of several that had this port
-            self._settle(waiting, ended)
+        if removed is not None:
+            book.remember(removed.entry)  # it may be an earlier one of several that had this port
+            self._settle(removed, ended)
             return
         if past is not None:
             return
@@ -412,13 +419,13 @@ class ProgramEvidence:
                 return
             self._output.count("short_lived")
         self._used_by(book, entry, ended.facts)
-        half = _Half(entry, book, ended)
+        recorded = _Recorded(entry, entry.connection, book, ended)
         if entry.protocol == IPPROTO_TCP:
             entry.ended = ended
             book.begin_end(entry)
-            self._recorded.add(cookie, half, self._output.now)
+            self._recorded.add(cookie, recorded, self._output.now)
         else:
-            self._end(half)
+            self._end(recorded)
 
     def _is_last(self, ended: Ended, identity: bytes) -> bool:
         """True if this is the end of a removed socket's last connection, which has this identity.
@@ -476,8 +483,8 @@ class ProgramEvidence:
         """
         cookie = entry.cookie
         self._give_up_due(self._unseen)  # while the loop is awake, which saves waking it for them
-        half, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
-        ended = half.ended if half is not None and half.connection == entry.connection else None
+        recorded, unbound = self._recorded.pop(cookie), self._unbound.pop(cookie)
+        ended = recorded.ended if recorded is not None and recorded.connection == entry.connection else None
         if ended is not None and established and self._is_attempt(ended):
             entry.ended = None
             self._end_earlier(book, entry, ended)
@@ -486,7 +493,7 @@ class ProgramEvidence:
                 self._past.pop(cookie)  # otherwise it may be an earlier one's, and that of the last one may still come
             settle(ended)
             return
-        removed = _Half(entry, book, settle=settle, established=established)
+        removed = _Removed(entry, book, settle, established)
         if unbound is not None:
             self._past.pop(cookie)
             self._settle(removed, unbound)
@@ -497,9 +504,8 @@ class ProgramEvidence:
         else:
             settle(None)
 
-    def _settle(self, removed: _Half, ended: Ended) -> None:
+    def _settle(self, removed: _Removed, ended: Ended) -> None:
         """The record of a removed socket came: what the kernel cleared in the removal, and who had it, are known from it."""
-        assert removed.settle is not None
         removed.book.complete_ends(removed.entry, self._row(ended.facts)[0][1])
         if removed.entry.owner is None:
             self._used_by(removed.book, removed.entry, ended.facts)
@@ -523,19 +529,18 @@ class ProgramEvidence:
 
     def end_recorded(self, cookie: int) -> bool:
         """End a connection by its record alone, because its removal will not come; False if there is no record of it."""
-        half = self._recorded.pop(cookie)
-        return half is not None and self._end(half)
+        recorded = self._recorded.pop(cookie)
+        return recorded is not None and self._end(recorded)
 
-    def _end(self, half: _Half) -> bool:
-        entry, ended = half.entry, half.ended
-        assert ended is not None
-        if entry.over or entry.connection != half.connection:
+    def _end(self, recorded: _Recorded) -> bool:
+        entry, book, ended = recorded.entry, recorded.book, recorded.ended
+        if entry.over or entry.connection != recorded.connection:
             return False  # another source ended it meanwhile
         assert entry.report is not None
-        self._remember(half.book, entry)
-        half.book.drop(entry)
+        self._remember(book, entry)
+        book.drop(entry)
         outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
-        self.finish(half.book, entry, ended, entry.report.raw, outcome)
+        self.finish(book, entry, ended, entry.report.raw, outcome)
         return True
 
     def finish(
@@ -573,28 +578,27 @@ class ProgramEvidence:
         for entry, book in self._unannounced.due(now):
             if entry.flow is None and not entry.over:
                 book.announce(entry)
-        for _, half in self._recorded.due(now):
-            self._end(half)
-        for removed in (self.removed, self._unseen):
-            self._give_up_due(removed)
+        for _, recorded in self._recorded.due(now):
+            self._end(recorded)
+        for waiting in (self.removed, self._unseen):
+            self._give_up_due(waiting)
 
-    def _give_up_due(self, removed: Waiting[int, _Half]) -> None:
-        for cookie, half in removed.due(self._output.now):
-            self._give_up(cookie, half)
+    def _give_up_due(self, waiting: Waiting[int, _Removed]) -> None:
+        for cookie, removed in waiting.due(self._output.now):
+            self._give_up(cookie, removed)
 
-    def _take_removed(self, cookie: int) -> _Half | None:
+    def _take_removed(self, cookie: int) -> _Removed | None:
         return self.removed.pop(cookie) or self._unseen.pop(cookie)
 
     def give_up(self, cookie: int) -> None:
         """No record of this socket's end will come."""
-        half = self._take_removed(cookie)
-        if half is not None:
-            self._give_up(cookie, half)
+        removed = self._take_removed(cookie)
+        if removed is not None:
+            self._give_up(cookie, removed)
 
-    def _give_up(self, cookie: int, half: _Half) -> None:
-        assert half.settle is not None
+    def _give_up(self, cookie: int, removed: _Removed) -> None:
         self.gone(cookie)
-        half.settle(None)
+        removed.settle(None)
 
     def stop(self) -> None:
         """The programs are gone: no further record will come."""
@@ -604,18 +608,18 @@ class ProgramEvidence:
     def leave(self, book: Book) -> None:
         """A network namespace is not watched any more: its ends stop waiting."""
         self.removals_left(book, some=False)
-        for cookie, half in self._recorded.items():
-            if half.book is book:
+        for cookie, recorded in self._recorded.items():
+            if recorded.book is book:
                 self.end_recorded(cookie)
-        for removed in (self.removed, self._unseen):
-            for cookie, half in removed.items():
-                if half.book is book:
+        for waiting in (self.removed, self._unseen):
+            for cookie, removed in waiting.items():
+                if removed.book is book:
                     self.give_up(cookie)
 
     def give_up_all(self) -> None:
         """All ends stop waiting: nothing more will come."""
-        for _, half in self._recorded.take_all():
-            self._end(half)
-        for removed in (self.removed, self._unseen):
-            for cookie, half in removed.take_all():
-                self._give_up(cookie, half)
+        for _, recorded in self._recorded.take_all():
+            self._end(recorded)
+        for waiting in (self.removed, self._unseen):
+            for cookie, removed in waiting.take_all():
+                self._give_up(cookie, removed)
