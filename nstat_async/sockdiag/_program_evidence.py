@@ -33,6 +33,7 @@ from ..ebpf import (
     SocketType,
     Totals,
     owner_of,
+    tells,
 )
 from ._book import Book
 from ._cgroups import CgroupSource
@@ -49,7 +50,7 @@ from ._constants import (
 )
 from ._entry import Entry, Weight
 from ._finals import FIN_RECEIVED
-from ._host_requests import ProcessFacts
+from ._host_requests import AttachAnswer, ProcessFacts
 from ._outcomes import outcome_by_record
 from ._output import Output
 from ._processes import Processes
@@ -143,20 +144,10 @@ class ProgramEvidence:
     def __init__(self, output: Output, processes: Processes, cgroups: CgroupSource, protocols: frozenset[int]) -> None:
         self.live = False
         """True while records come."""
+        self.attached = AttachAnswer()
+        """What was attached, or why nothing was."""
         self.pulsing = False
         """True while a pulse reports new sockets."""
-        self.ticks = 100
-        """Clock ticks in a second."""
-        self.own: frozenset[int] = frozenset()
-        """Cookies of the library's own sockets, which are not reported."""
-        self.packets = False
-        """True if datagrams are counted, and not only bytes."""
-        self.births = False
-        """True if the programs see datagram sockets being made."""
-        self.walked = False
-        """True if records report raw, ICMP and packet sockets, and walks over all descriptors find the older ones."""
-        self.changes = False
-        """True if the programs tell which TCP sockets had traffic (`Walks`)."""
         self.walks = 0
         """Number of complete walks over all descriptors."""
         self.missing = False
@@ -169,6 +160,8 @@ class ProgramEvidence:
         """Called with cookie and inode of a network namespace that is not watched; says whether it may be watched soon."""
         self.books: dict[int, Book] = {}
         """The books, by the cookie of their network namespace."""
+        self._own: frozenset[int] = frozenset()
+        """Cookies of the library's own sockets, which are not reported."""
         self._output = output
         self._processes = processes
         self._cgroups = cgroups
@@ -202,6 +195,15 @@ class ProgramEvidence:
             Ended: self._ended,
         }
 
+    def start(self) -> None:
+        """Programs are `attached`: their records come from now on."""
+        self.live, self._own = True, frozenset(self.attached.own_cookies)
+
+    @property
+    def walked(self) -> bool:
+        """True if records report raw, ICMP and packet sockets, and walks over all descriptors find the older ones."""
+        return self.attached.owners and tells(self.attached.tier).other_bytes
+
     def take(self, evidence: Iterable[Evidence]) -> None:
         """Take in what the programs saw."""
         for each in evidence:
@@ -222,7 +224,7 @@ class ProgramEvidence:
         self.take(each for _, each in fresh if each.facts.net_cookie == net_cookie)
 
     def _wants(self, protocol: int) -> bool:
-        return protocol in self._protocols and (self.walked or protocol in DUMPED)
+        return protocol in self._protocols and (protocol in DUMPED or self.walked)
 
     def _entry_of(self, book: Book, facts: Facts) -> Entry | None:
         """The entry of a socket, which is made if need be; `None` for a socket without an address, as in dumps."""
@@ -342,7 +344,7 @@ class ProgramEvidence:
         owner = owner_of(facts)
         if owner is None or (owner.how is HowKnown.CREATOR and entry.process is not None):
             return
-        start = owner.start * self.ticks // _NANOSECONDS
+        start = owner.start * self.attached.ticks // _NANOSECONDS
         if owner.how is HowKnown.DESCRIPTOR and entry.used_by is not None:
             return
         if owner.how is HowKnown.CALL:
@@ -374,11 +376,11 @@ class ProgramEvidence:
 
     @property
     def _nothing(self) -> Totals:
-        return Totals(0, 0, 0, 0) if self.packets else Totals(0, 0, None, None)
+        return Totals(0, 0, 0, 0) if tells(self.attached.tier).udp_packets else Totals(0, 0, None, None)
 
     def _is_whole(self, entry: Entry, facts: Facts) -> bool:
         """True if a datagram socket cannot have had traffic before it was counted."""
-        return bool(facts.flags & _BORN) or (not self.births and not entry.preexisting)
+        return bool(facts.flags & _BORN) or (not self.attached.births and not entry.preexisting)
 
     @staticmethod
     def _count(entry: Entry, totals: Totals) -> None:
@@ -517,7 +519,7 @@ class ProgramEvidence:
 
     def note_removal(self, cookie: int, identity: bytes, *, known: bool) -> bool:
         """Note that a socket was removed; True if its end is reported already, and the book does not have it (`known`)."""
-        reported = (self._removal_due.pop(cookie) or cookie in self.own) and not known
+        reported = (self._removal_due.pop(cookie) or cookie in self._own) and not known
         if (self.live or self.pulsing) and not reported:
             self._past.add(cookie, identity)
         return reported

@@ -51,7 +51,6 @@ LISTS_TO_JUDGE = 2
 PATIENCE = 1.0
 """Seconds after which a poll goes on without the rest of an answer; the maps answer at once."""
 _NANOSECONDS = 1_000_000_000
-_NOT_ATTACHED = AttachAnswer()
 
 
 class RingSource(Source):
@@ -142,7 +141,6 @@ class Programs:
         self.sources: tuple[Source, ...] = (self.ring, self.maps)
         self.settled = True
         """True when it is known whether there are programs, and their channels are open."""
-        self.attached = _NOT_ATTACHED
         self.mode = mode
         self._failure: str | None = None
         self._output = output
@@ -167,6 +165,11 @@ class Programs:
         """Removed sockets whose last counts are asked for, a list for each answer."""
         self._unread = False
         """True while the ring has records that were not read yet."""
+
+    @property
+    def attached(self) -> AttachAnswer:
+        """What was attached, or why nothing was."""
+        return self._evidence.attached
 
     @property
     def tier(self) -> Tier:
@@ -204,25 +207,21 @@ class Programs:
         self.settled = True
         if not isinstance(answer, AttachAnswer):
             answer = AttachAnswer(reason=UnavailableReason.RESOURCE, detail=getattr(answer, "reason", "no answer"))
-        self.attached = answer
+        evidence = self._evidence
+        evidence.attached = answer
         self._refuse_remotes()
         if answer.tier is Tier.NONE:
             if self.mode is Ebpf.REQUIRE:
                 reason = answer.reason or UnavailableReason.MISSING
                 self._output.failure = BackendUnavailableError("ebpf", reason, answer.detail)
             return
-        abilities, evidence = tells(answer.tier), self._evidence
+        evidence.start()
         self._ledger = Ledger(
-            packets=abilities.udp_packets,
+            packets=tells(answer.tier).udp_packets,
             births=answer.births,
             processes=answer.processes_trusted,
             ignore=answer.own_cookies,
         )
-        evidence.own = frozenset(answer.own_cookies)
-        evidence.live, evidence.ticks = True, answer.ticks
-        evidence.changes = answer.changes
-        evidence.walked = abilities.other_bytes and answer.owners
-        evidence.packets, evidence.births = abilities.udp_packets, answer.births
         evidence.counted, evidence.gone = self._counts_to_come, self._ledger.forget
         pairs = zip(answer.namespaces, self._books, strict=False)
         evidence.books.update((cookie, book) for cookie, book in pairs if cookie is not None)

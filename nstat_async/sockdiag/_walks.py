@@ -98,7 +98,7 @@ class Walks:
     @property
     def _suits(self) -> bool:
         evidence = self._evidence
-        known = self._allowed and evidence.live and evidence.changes and self._removals.reliable
+        known = self._allowed and evidence.live and evidence.attached.changes and self._removals.reliable
         return known and len(self._book.entries) >= LEAST and not self._output.following
 
     def begin_poll(self) -> bool:
