@@ -56,6 +56,7 @@ _LONGEST_AGE_NS = 100 * 365 * 86_400 * 1_000_000_000
 _INBOUND = int(InterfaceProperty.SOURCE_IS_INBOUND)
 _LISTENER = int(InterfaceProperty.SOURCE_IS_LISTENER)
 _OUTBOUND = int(InterfaceProperty.SOURCE_IS_OUTBOUND)
+_BEGUN = frozenset({Direction.INBOUND, Direction.OUTBOUND})
 _FIRST_DOMAIN = layout(9)["nstat_domain_info"]
 _MEDIUM = ("nstat_rxpackets", "nstat_rxbytes", "nstat_txpackets", "nstat_txbytes")
 
@@ -211,10 +212,10 @@ class DescriptorReader:
         number = get("state")
         state = TCP_STATES[number] if number is not None and number < len(TCP_STATES) else None
         properties = get("ifnet_properties")
-        direction = self._direction(state, properties, local, remote, listening)
+        known = None if previous is None else previous.direction
+        direction = self._direction(state, properties, local, remote, listening, known) or known
         started = self._started(fields, time_ns)
         if previous is not None:
-            direction = direction if direction is not None else previous.direction
             started = previous.started_ns if previous.started_ns is not None else started
         return _make_flow(
             flow_id,
@@ -252,6 +253,7 @@ class DescriptorReader:
         local: Endpoint | None,
         remote: Endpoint | None,
         listening: Container[int],
+        known: Direction | None,
     ) -> Direction | None:
         if self.provider is not Provider.TCP or self.userland:
             return None
@@ -269,6 +271,8 @@ class DescriptorReader:
             return Direction.LISTENER
         if not connected:
             return None
+        if known in _BEGUN:  # its SYN is past, and the listener that accepted it may be gone
+            return known
         if state is TcpState.SYN_SENT:
             return Direction.OUTBOUND
         if state is TcpState.SYN_RECEIVED or (local is not None and local.port in listening):

@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 
 from .._events import RemovalReason
-from .._model import Provider, TcpState
+from .._model import Direction, Provider, TcpState
 from ._counters import advance
 from ._source import AWAITED, Source
 from ._sources import SourceTable
@@ -271,9 +271,10 @@ def _carry_on(old: Source, new: Source) -> bool:
     flow, before = new.flow, old.flow
     assert flow is not None
     assert before is not None
-    merged = attrs.evolve(
-        flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=flow.direction or before.direction
-    )
+    direction = flow.direction or before.direction
+    if before.direction is Direction.INBOUND and not new.reader.translator.kernel.tells_roles:
+        direction = before.direction  # the new socket has not seen the listener if that is gone
+    merged = attrs.evolve(flow, id=old.id, started_ns=before.started_ns or flow.started_ns, direction=direction)
     new.flow = before if merged == before else merged
     if new.raw is None:  # the new socket has no counters yet: the flow keeps those that were reported
         new.raw, new.corrected = old.raw, old.corrected

@@ -407,3 +407,16 @@ def test_counters_or_a_description_that_came_over_one_control_socket_alone_are_k
     flow = updates[second].flow
     assert (flow.remote, flow.direction) == (None, Direction.OUTBOUND), "it was connected, and is no more"
     assert {flow.id: counts.rx_bytes for flow, counts in talk.core.flows()} == {first: 5, second: 5, third: 7}
+
+
+def test_on_older_kernels_an_accepted_connection_stays_one_on_a_new_control_socket_that_never_saw_its_listener():
+    talk = subscribed(8, interval=None)
+    (request,) = talk.open_poll
+    accepted = talk.report(1, state=3)
+    _polled_whole(talk, talk.answer(accepted, talk.report(2), talk.wire.success(request.context)))
+    directions = [event.flow.direction for event in talk.events(FlowAdded)]
+    assert directions == [Direction.INBOUND, Direction.OUTBOUND]
+    requests = talk.reopen()
+    talk.answer(talk.report(1), talk.report(2))
+    _polled_whole(talk, requests)
+    assert [flow.direction for flow, _ in talk.core.flows()] == directions

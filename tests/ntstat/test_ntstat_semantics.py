@@ -131,6 +131,21 @@ def test_older_kernels_direction_follows_from_the_state_and_the_listeners():
     assert not play.session._current.table.listening
 
 
+def test_on_older_kernels_who_began_a_connection_stays_so_when_its_listener_goes_or_another_one_comes():
+    wire, play = Wire(8), Play(Wire(8))
+
+    def flow(ref: int, port: int, state: int, remote: str | None = "192.0.2.9", rx: int = 0):
+        ends = {"local": address("192.0.2.1", port), "remote": address(remote, 999 if remote else 0)}
+        return play(wire.report(ref, wire.counts(rx), wire.descriptor(2, **ends, state=state)))[0].flow.direction
+
+    assert flow(1, 80, 1, None) is Direction.LISTENER
+    assert (flow(2, 80, 4), flow(3, 80, 3), flow(4, 80, 2)) == (*[Direction.INBOUND] * 2, Direction.OUTBOUND)
+    assert flow(4, 80, 4) is Direction.OUTBOUND, "it sent its SYN from the listener's port"
+    play(wire.removed(1))
+    assert flow(2, 80, 5) is flow(3, 80, 4) is Direction.INBOUND
+    assert flow(5, 81, 2) is flow(5, 81, 3) is Direction.OUTBOUND, "both ends began at once"
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
