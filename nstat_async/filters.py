@@ -572,12 +572,12 @@ class FlowGate:
                 passed.append(event)
 
     def _removed(self, event: FlowRemoved, passed: list[AnyEvent]) -> None:
-        """A flow ended, and may match only now, by its outcome."""
+        """A flow ended, and may match only now: by its outcome, or by a process that was concluded at its end."""
         flow = event.flow
         known, old = flow.id in self._visible, flow.id in self._historic
         self._visible.discard(flow.id)
         self._historic.discard(flow.id)
-        if not known and flow.outcome is not None and self._matches(flow):
+        if not known and self._matches(flow):
             passed.append(FlowAdded(event.time, flow, event.counts, preexisting=old, details=event.raw_details))
             known = True
         if known:

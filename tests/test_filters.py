@@ -236,6 +236,16 @@ def test_a_flow_that_is_hidden_at_first_keeps_whether_it_is_older_than_the_monit
     assert gate([FlowRemoved(2, BARE, None, False, RemovalReason.CLOSED)]) == []
 
 
+def test_a_flow_that_matches_only_at_its_end_is_added_and_removed_then():
+    """Linux concludes the process of some connections when they are gone, also if it is not known how they ended."""
+    counts, known = Counts(rx_bytes=5), Flow("1", Provider.TCP, process=Process(42))
+    end = FlowRemoved(2, known, counts, False, RemovalReason.DROPPED)
+    for old in (True, False):
+        gate = FlowGate(filters.by_pid(42))
+        assert gate([FlowAdded(0, Flow("1", Provider.TCP), counts, old)]) == []
+        assert gate([end]) == [FlowAdded(2, known, counts, preexisting=old), end]
+
+
 def test_events_that_are_no_flow_s_pass_every_gate():
     event = PollCompleted(1.0, 0, True)
     assert FlowGate(lambda flow: False)([event]) == [event]
