@@ -352,11 +352,12 @@ function conditions(text) {
   const decoded = (part) => { try { return decodeURIComponent(part.trim()); } catch { return part.trim(); } };
   const parts = text.split("&").map((part) => part.trim()).filter(Boolean);
   return parts.map((part) => {
-    const at = part.indexOf("=");
-    if (at >= 0) return [decoded(part.slice(0, at)), decoded(part.slice(at + 1))];
-    if (/^~?loopback$/.test(part)) return [part, ""];
     const not = part.startsWith("~") ? "~" : "";
-    const word = decoded(part.slice(not.length));
+    const rest = part.slice(not.length).trim();
+    const at = rest.indexOf("=");
+    if (at >= 0) return [not + decoded(rest.slice(0, at)), decoded(rest.slice(at + 1))];
+    if (rest === "loopback") return [not + rest, ""];
+    const word = decoded(rest);
     return [not + (/^\d+$/.test(word) ? "pid" : "process"), word];
   });
 }
