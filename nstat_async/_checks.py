@@ -5,12 +5,27 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ._errors import UsageError
 
 LONGEST_SECONDS = 1_000_000_000
 """About 31 years: timers of event loops do not take much more."""
+_Number = TypeVar("_Number", int, float)
+_PLAIN = re.compile(r"[-.0-9A-Za-z]+(?:\+[0-9]+)?")
+
+
+def number_of(text: str, kind: Callable[[str], _Number]) -> _Number:
+    """A text as a number, by `int` or `float`, without what only Python reads as one: ``1_000``, `` 5``, ``+5``, other scripts' digits.
+
+    Raises:
+        ValueError: It is not a number.
+    """
+    if not _PLAIN.fullmatch(text):
+        raise ValueError(text)
+    return kind(text)
 
 
 def check_number(

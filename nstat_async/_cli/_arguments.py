@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from .. import __version__
-from .._checks import LONGEST_SECONDS
+from .._checks import LONGEST_SECONDS, number_of
 from .._errors import UsageError
 from .._model import Provider
 from .._options import SHORTEST_PULSE, Ebpf
@@ -41,7 +41,7 @@ def _number(
 ) -> Callable[[str], float]:
     def convert(text: str) -> float:
         try:
-            value = int(text) if whole else float(text)
+            value = number_of(text, int) if whole else number_of(text, float)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if whole else ''}number") from None
         if not abs(value) < math.inf:
@@ -65,7 +65,7 @@ def _pulse(text: str) -> float:
 def _size(text: str) -> int:
     factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
     try:
-        value = int(text[:-1] if factor > 1 else text) * factor
+        value = number_of(text[:-1] if factor > 1 else text, int) * factor
     except ValueError:
         value = 0
     if value <= 0:
@@ -83,7 +83,7 @@ def _span(text: str) -> float:
     """Seconds, or 5m, 2h, 7d, 4w."""
     factor = _SPANS.get(text[-1:], 1.0)
     try:
-        value = float(text[:-1] if text[-1:] in _SPANS else text) * factor
+        value = number_of(text[:-1] if text[-1:] in _SPANS else text, float) * factor
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
@@ -103,7 +103,7 @@ def _providers(text: str) -> list[Provider]:
 def _timebase(text: str) -> tuple[int, int]:
     numerator, _, denominator = text.partition("/")
     try:
-        pair = int(numerator), int(denominator or "1")
+        pair = number_of(numerator, int), number_of(denominator or "1", int)
     except ValueError:
         pair = (0, 0)
     if min(pair) <= 0:
@@ -137,9 +137,9 @@ def _since(text: str) -> float:
     """Seconds since the epoch, given as a time span until now, a time in this machine's zone, or a number."""
     unit = _SPANS.get(text[-1:])
     try:
-        if unit is not None and 0 <= (ago := float(text[:-1]) * unit) < math.inf:
+        if unit is not None and 0 <= (ago := number_of(text[:-1], float) * unit) < math.inf:
             return max(0.0, time.time() - ago)
-        if text.replace(".", "", 1).isdigit() and _EPOCH <= float(text) < math.inf:
+        if text.replace(".", "", 1).isdigit() and _EPOCH <= number_of(text, float) < math.inf:
             return float(text)
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):

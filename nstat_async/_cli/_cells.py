@@ -141,7 +141,7 @@ def moment_text(seconds: float, *, utc: bool = False) -> str:
     return f"{clock_text(second, '%H:%M:%S', utc=utc)}.{round((shown - second) * 1000):03d}"
 
 
-def cell_text(field: Field, value: Any) -> str:
+def cell_text(field: Field, value: Any, *, utc: bool = False) -> str:
     """The text of a field's value for people, escaped."""
     if value is None:
         return UNKNOWN
@@ -150,7 +150,7 @@ def cell_text(field: Field, value: Any) -> str:
     if field.unit == "bytes per second":
         return rate_text(value)
     if field.unit == "seconds since the epoch":
-        return moment_text(value)
+        return moment_text(value, utc=utc)
     if isinstance(value, Process):
         return process_text(value)
     if isinstance(value, Interface):

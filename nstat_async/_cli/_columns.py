@@ -58,10 +58,10 @@ class Column:
                 return None
         return owner
 
-    def text(self, owner: Any) -> str:
+    def text(self, owner: Any, *, utc: bool = False) -> str:
         """The text of the value for people."""
         value, field = self.value(owner), self.steps[-1]
-        return "*" if value is None and field in _ENDS else cell_text(field, value)
+        return "*" if value is None and field in _ENDS else cell_text(field, value, utc=utc)
 
 
 def event_columns(text: str) -> tuple[Column, ...]:

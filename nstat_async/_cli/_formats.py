@@ -53,6 +53,8 @@ def event_formatter(arguments: argparse.Namespace, output: Output) -> EventForma
     """
     if arguments.details and arguments.format != "json":
         raise UsageError("details: only with --format json")
+    if arguments.utc and arguments.format != "text":
+        raise UsageError("utc: only with --format text; times of other formats are counted from the epoch, in no zone")
     if arguments.format == "ocsf":
         return _one_by_one(_ocsf(arguments))
     if arguments.format == "csv":
@@ -102,7 +104,7 @@ class _ChosenText:
                 yield line
 
     def _cells(self, event: AnyEvent) -> list[str]:
-        return [column.text(event) for column in self.columns]
+        return [column.text(event, utc=self.others.utc) for column in self.columns]
 
     def _line(self, cells: list[str]) -> str:
         return "  ".join(self.others.cell(f"chosen {at}", cell) for at, cell in enumerate(cells)).rstrip()

@@ -82,6 +82,8 @@ class _Tape:
         self.size = self.events = self.losses = 0
         if self.to_stdout and sys.stdout is None:
             raise OSError(errno.EBADF, "standard output is closed")
+        if self.to_stdout and arguments.json:
+            raise UsageError("json: standard output is the recording; give a path, or take the summary as it is")
         parts = arguments.rotate_size or arguments.rotate_every
         if self.to_stdout and parts:
             raise UsageError("file: standard output has no parts (--rotate-size, --rotate-every); give a path")
@@ -116,7 +118,7 @@ class _Tape:
         with contextlib.suppress(OSError, IndexError):  # the directory cannot be listed, or is gone
             if self.recording.rotates:
                 part = self.recording.parts()[-1][1]
-        if as_json and not self.to_stdout:
+        if as_json:
             last = {} if part is None else {"last_part": str(part)}
             facts = {"file": self.name, **last, "bytes": self.size, "events": self.events, "losses": self.losses}
             Output().line(dump({"v": 1, **facts}))

@@ -42,7 +42,7 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from nstat_async._checks import check_number
+from nstat_async._checks import check_number, number_of
 from nstat_async._errors import UsageError
 from nstat_async._escape import dump
 from nstat_async.filters import Filter
@@ -122,7 +122,7 @@ def _answered(make: Callable[[], str]) -> Response:
 def _number(request: Request, name: str, otherwise: int) -> int:
     text = request.query_params.get(name, str(otherwise))
     try:
-        return int(text)
+        return number_of(text, int)
     except ValueError:
         raise UsageError(f"{name}: {text[:_MOST_SAID]!r} is not a whole number") from None
 

@@ -49,9 +49,7 @@ def stopped(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> tuple
 
 
 def test_standard_output_takes_a_recording_and_nothing_else(options):
-    process = forked.Popen(
-        command("record", "-", "--json", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
+    process = forked.Popen(command("record", "-", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdout is not None
     first = b""
     while len(first) < 6000:

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import threading
+import time
 import types
 
 import attrs
@@ -197,6 +198,20 @@ def test_headings_of_chosen_fields_stand_above_the_columns_of_the_first_events()
         "tcp       [2001:db8:1234::5678]:443  5 B",
     ]
     assert len(list(form(events))) == 2
+
+
+def test_times_in_chosen_fields_are_in_utc_where_that_is_asked_for(monkeypatch):
+    (column,) = event_columns("time")
+    event = FlowAdded(86_400.25, Flow("1", Provider.TCP, None), None, preexisting=False)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert (column.text(event), column.text(event, utc=True)) == ("09:00:00.250", "00:00:00.250")
+        arguments = argparse.Namespace(format="text", fields=(column,), details=False, utc=True, every_update=False)
+        assert list(event_formatter(arguments, Output(stream=io.StringIO()))([event])) == ["TIME", "00:00:00.250"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_snapshot_has_pids_of_their_own_and_says_where_a_socket_waits_however_narrow_it_is():

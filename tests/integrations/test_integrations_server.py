@@ -90,6 +90,7 @@ async def test_processes_are_served_as_json():
             ("/processes?by=size", "by: 'size' is not one of bytes, rate, "),
             ("/processes?group=size", "group: 'size' is not one of process, user, "),
             ("/processes?n=many", "n: 'many' is not a whole number"),
+            ("/processes?n=1_0", "n: '1_0' is not a whole number"),
             ("/processes?n=-1", "n: -1 is not a whole number of at least 0"),
             ("/processes?n=" + "9" * 5000, "n: "),
             ("/live?since=x", "since: 'x' is not a whole number"),
