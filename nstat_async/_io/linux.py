@@ -30,7 +30,8 @@ _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
 _KCMP_FILES = 2
 _CLONE_NEWNET = 0x40000000
 _DEVICES = "/sys/class/net"
-_OWN_NAMESPACE = "/proc/thread-self/ns/net"
+OWN_NAMESPACE = "/proc/thread-self/ns/net"
+"""The file of the network namespace that a thread is in."""
 THREAD_NET = "/proc/thread-self/net"
 """The directory that shows a thread its network namespace."""
 NAMED = ("/run/netns", "/var/run/netns")
@@ -185,7 +186,7 @@ def namespaces_equal(path: str) -> bool:
     Raises:
         OSError: There is no such file.
     """
-    return os.path.samefile(path, _OWN_NAMESPACE)
+    return os.path.samefile(path, OWN_NAMESPACE)
 
 
 def in_namespace(descriptor: int, work: Callable[[], _T]) -> _T:

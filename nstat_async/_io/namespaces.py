@@ -28,15 +28,21 @@ import attrs
 from .._errnos import MORE_FILES, no_thread_text
 from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
-from ..sockdiag._setup import needed_to_look
+from ..sockdiag._setup import MAX_NAMESPACES, needed_to_look
 from .bpfload import namespace_cookie
 from .cgroups import unescaped
-from .linux import NAMED, OwnNetwork, in_namespace, namespace_path, namespaces_equal, network_of_this_thread
+from .linux import (
+    NAMED,
+    OWN_NAMESPACE,
+    OwnNetwork,
+    in_namespace,
+    namespace_path,
+    namespaces_equal,
+    network_of_this_thread,
+)
 from .outside import Outside
 from .tables import all_pids
 
-MOST = 256
-"""Most namespaces that are watched at once."""
 DESCRIPTORS = 10
 """Descriptors that a watched namespace needs."""
 SPARE = 128
@@ -47,7 +53,6 @@ ROUNDS = 2
 """Rounds in a row without a namespace, after which it is gone: its processes may change while they are listed."""
 
 _LINK = re.compile(r"net:\[(\d+)\]")
-_OWN = "/proc/thread-self/ns/net"
 _REASONS = {
     errno.ENOENT: UnavailableReason.MISSING,
     errno.ESRCH: UnavailableReason.MISSING,
@@ -176,7 +181,9 @@ def _unavailable(what: str, error: OSError | RuntimeError, remedy: str = "") -> 
 def room() -> int:
     """How many namespaces may be watched at once."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST if limit == resource.RLIM_INFINITY else max(1, min(MOST, (limit - SPARE) // DESCRIPTORS))
+    if limit == resource.RLIM_INFINITY:
+        return MAX_NAMESPACES
+    return max(1, min(MAX_NAMESPACES, (limit - SPARE) // DESCRIPTORS))
 
 
 class NamespaceFinder:
@@ -225,7 +232,7 @@ class NamespaceFinder:
             BackendUnavailableError: ``/proc`` is not mounted, or no more files can be opened.
         """
         try:
-            own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+            own = os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 self._numbers[os.fstat(own).st_ino] = 0
                 in_namespace(own, lambda: None)
@@ -285,7 +292,7 @@ class NamespaceFinder:
             len(self._beyond - self._shown) + self.outside.beyond,
             self._hidden,
             most=len(self._numbers) if self._full else self._most,
-            by_descriptors=self._full or self._most < MOST,
+            by_descriptors=self._full or self._most < MAX_NAMESPACES,
             names=names,
             whole=done,
             outside=len(self.outside),

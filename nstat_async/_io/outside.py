@@ -16,12 +16,11 @@ import time
 import attrs
 
 from ..sockdiag import FoundNamespace, NetworkNamespace, SocketTablesAnswer, SocketTablesRequest, TableRow
+from ..sockdiag._setup import MAX_NAMESPACES
 from .cgroups import Hierarchy, cgroup_of_process, hierarchy_here
 from .linux import network_at
 from .proctables import read_tables
 
-MOST = 256
-"""Namespaces that are watched from outside at once."""
 SHARE = 0.05
 """Share of a CPU for the tables of all of them. The first reading of each is not limited."""
 ROW_SECONDS = 10e-6
@@ -116,7 +115,7 @@ class Outside:
                 gone.append(number)
                 del self._spaces[number]
         new = [network for network in met if network not in known or known[network] in gone]
-        room = MOST - len(self._spaces)
+        room = MAX_NAMESPACES - len(self._spaces)
         self.beyond = max(0, len(new) - room)
         for number, network in enumerate(new[:room], first):
             self._spaces[number] = _Space(network, tuple(met[network].pids))

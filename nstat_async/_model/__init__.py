@@ -30,11 +30,12 @@ from ._counts import (
     packets_grown,
 )
 from ._details import Details, DetailsSource, DomainInfo
-from ._flow import Endpoint, Flow, Interface, Peer, Process
+from ._flow import IPV4_MAPPED, Endpoint, Flow, Interface, Peer, Process, unmapped
 from ._kinds import UNCOUNTED_PROVIDERS, Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
 
 __all__ = [
     "COUNTS_FIELDS",
+    "IPV4_MAPPED",
     "UNCOUNTED_PROVIDERS",
     "Attribution",
     "Capabilities",
@@ -63,4 +64,5 @@ __all__ = [
     "counts_of",
     "growth",
     "packets_grown",
+    "unmapped",
 ]

@@ -35,6 +35,15 @@ def _address_text(packed: bytes) -> str:
     return socket.inet_ntop(family, packed)
 
 
+IPV4_MAPPED = bytes(10) + b"\xff\xff"
+"""What an IPv4-mapped IPv6 address begins with: a socket of both families has the peer a.b.c.d as ``::ffff:a.b.c.d``."""
+
+
+def unmapped(packed: bytes) -> bytes:
+    """A packed address, as IPv4 if it is IPv4-mapped."""
+    return packed.removeprefix(IPV4_MAPPED)
+
+
 @attrs.frozen(repr=False, weakref_slot=False)
 class Endpoint:
     """An address and a port.

@@ -15,14 +15,13 @@ import attrs
 from nstat_async._checks import check_number
 from nstat_async._errors import UsageError
 from nstat_async._fields import TABLE, Field, FieldTable
-from nstat_async._model import Details, Endpoint, Flow, Process
+from nstat_async._model import Details, Endpoint, Flow, Process, unmapped
 
 ProcessKey = tuple[int, Union[int, None]]
 """Process id and `Process.unique_pid`."""
 
 _OF_ONE_MACHINE = frozenset({"cgroup", "network namespace"})
 """Groupings whose numbers and names are valid on one machine only."""
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 def _owner(flow: Flow) -> Process | None:
@@ -48,8 +47,7 @@ def _address(endpoint: Endpoint | None) -> ipaddress.IPv4Address | ipaddress.IPv
     if endpoint.scope_id and len(packed) == 16:
         # fe80::1 is another machine on each link.
         return ipaddress.ip_address(f"{endpoint.address}%{endpoint.scope_id}")
-    # A dual-stack socket has the IPv4 peer a.b.c.d as ::ffff:a.b.c.d.
-    return ipaddress.ip_address(packed[12:] if packed.startswith(_MAPPED) else packed)
+    return ipaddress.ip_address(unmapped(packed))
 
 
 def _never(_old: Hashable, _new: Hashable) -> bool:

@@ -12,10 +12,9 @@ from collections.abc import Hashable
 
 import attrs
 
-from .._model import Endpoint, Flow, Peer, Provider
+from .._model import Endpoint, Flow, Peer, Provider, unmapped
 
 _TRANSPORTS = {Provider.TCP: 6, Provider.UDP: 17, Provider.QUIC: 17}
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _MOST_AT_ONE_END = 64
 """How many flows with the same addresses and ports are kept: a hostile machine may report any number."""
 
@@ -25,8 +24,7 @@ _REMEMBERED_SECONDS = 30.0
 
 
 def _end(endpoint: Endpoint) -> tuple[bytes, int]:
-    packed = endpoint.packed
-    return (packed[12:] if packed.startswith(_MAPPED) else packed), endpoint.port
+    return unmapped(endpoint.packed), endpoint.port
 
 
 def _keys(flow: Flow) -> tuple[Hashable, Hashable] | None:

@@ -20,12 +20,11 @@ from uuid import UUID
 import attrs
 
 from .._making import maker_of
-from .._model import Endpoint, Interface, InterfaceKind, Process
+from .._model import IPV4_MAPPED, Endpoint, Interface, InterfaceKind, Process
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, InterfaceProperty, SysinfoFlag
 from ._evidence import PathsFound
 from ._kernels import Kernel
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _ZERO_UUID = b"\0" * 16
 
 
@@ -51,7 +50,7 @@ def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpo
     if family != DARWIN_AF_INET6:
         return None
     packed = raw[8:24]
-    if packed[:12] == _MAPPED:
+    if packed.startswith(IPV4_MAPPED):
         return _make_end(keep(packed[12:]), port, None)
     scope = int.from_bytes(raw[24:28], "little")
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 and (packed[2] or packed[3]):

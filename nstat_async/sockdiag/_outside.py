@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from .._model import unmapped
 from ._book import Book
 from ._constants import IPPROTO_TCP
 from ._entry import BY_INODE, Entry
@@ -23,7 +24,6 @@ from ._tables import ABSENCES, MASK, TABLES, TableSource, message_of
 
 TAKEN_AT_ONCE = 128
 """Rows that one step takes in: about 2 ms if all of them are new."""
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class OutsideTables(TableSource):
@@ -123,6 +123,6 @@ def _cookie_of(row: TableRow, protocol: int) -> int:
     """
     ends = b""
     if protocol == IPPROTO_TCP:
-        addresses = (each.removeprefix(_MAPPED) for each in (row.local, row.remote))
+        addresses = map(unmapped, (row.local, row.remote))
         ends = b"%d %d %s" % (row.port, row.remote_port, b"".join(addresses))
     return BY_INODE | (zlib.crc32(ends) >> 1) << 32 | row.inode & MASK

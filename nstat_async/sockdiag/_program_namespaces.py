@@ -14,10 +14,8 @@ from ..ebpf import Answer
 from ._book import Book
 from ._namespace import Namespace
 from ._program_evidence import ProgramEvidence
-from ._setup import NetworkNamespace
+from ._setup import MAX_NAMESPACES, NetworkNamespace
 
-MOST = 256
-"""Most namespaces that are watched from outside."""
 FIRST = 1 << 20
 """Number of the first of them; namespaces that are entered have lower numbers."""
 ABSENCES = 2
@@ -51,7 +49,7 @@ class ProgramNamespaces:
 
     def meet(self, cookie: int, label: str) -> bool:
         """Watch a namespace from outside; False if there are too many."""
-        if len(self._known) >= MOST:
+        if len(self._known) >= MAX_NAMESPACES:
             return False
         namespace = self._known[cookie] = self._add(self._next, NetworkNamespace(label))
         self._next += 1

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from .._compiled import speedups
+from .._model import IPV4_MAPPED
 from ._constants import AF_INET6, SOCK_DIAG_BY_FAMILY, TIMER_TIME_WAIT, DiagAttribute, SocketState, TcpInfo
 from ._messages import ATTRIBUTES_AT, HEADER, align, find_attribute
 
@@ -46,7 +47,6 @@ _FIRST = f"={_STATE_AT}xBBx2sH52xI{{}}x4sQ{{}}x4sB23xI72xI16xQ16xI8xI32xI4xQQ"
 """For `RowFormat.first`, with the distances to the cgroup and from there to ``tcp_info``."""
 _QUEUE_END = HEADER.size + 64
 _FIRST_END = int(TcpInfo.BYTES_RETRANS) + 8
-_MAPPED = bytes(10) + b"\xff\xff"
 REMAINS = frozenset({SocketState.TIME_WAIT, SocketState.SYN_RECV})
 """States of rows whose sockets do not exist any more, or do not exist yet."""
 _MAX_FORMATS = 256
@@ -232,8 +232,7 @@ def address_of(identity: bytes, at: int) -> bytes:
     """The local (at 8) or remote (at 24) address of an identity, in 4 or 16 bytes; a v4-mapped one is IPv4."""
     if identity[0] != AF_INET6:
         return identity[at : at + 4]
-    address = identity[at : at + 16]
-    return address[12:] if address.startswith(_MAPPED) else address
+    return identity[at : at + 16].removeprefix(IPV4_MAPPED)
 
 
 def ends_completed(identity: bytes, other: bytes) -> bytes:

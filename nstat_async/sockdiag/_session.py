@@ -47,12 +47,9 @@ from ._program_evidence import ProgramEvidence
 from ._program_namespaces import ProgramNamespaces
 from ._programs import Programs
 from ._purposes import ChannelPurpose, Role, place_of_channel
-from ._setup import UNNAMED, NetworkNamespace, Setup
+from ._setup import MAX_NAMESPACES, UNNAMED, NetworkNamespace, Setup
 from ._source import Source
 from ._waiting import earliest
-
-MAX_NAMESPACES = 256
-"""Most namespaces that are watched at once."""
 
 _PROTOCOLS = {provider: number for number, provider in PROVIDERS.items()}
 

@@ -9,6 +9,9 @@ import attrs
 from .._model import Visibility
 from .._options import Ebpf
 
+MAX_NAMESPACES = 256
+"""Most network namespaces that are watched at once from inside, and as many from outside."""
+
 
 @attrs.frozen
 class NetworkNamespace:

@@ -16,6 +16,7 @@ from ._constants import (
     AF_INET,
     AF_INET6,
     AF_PACKET,
+    DUMPED,
     IPPROTO_ICMP,
     IPPROTO_RAW,
     IPPROTO_TCP,
@@ -45,7 +46,6 @@ TABLES = {
     "icmp6": (AF_INET6, IPPROTO_ICMP),
     "packet": (AF_PACKET, PACKET),
 }
-_DUMPED = frozenset({IPPROTO_TCP, IPPROTO_UDP})
 MASK = 0xFFFFFFFF
 """The bits of numbers of 32 bits: a recording may have larger ones."""
 
@@ -74,7 +74,7 @@ class TableSource:
         self._book = book
         self._evidence = evidence
         self._formats = formats
-        self._names = tuple(name for name, (_, protocol) in TABLES.items() if protocol in protocols - _DUMPED)
+        self._names = tuple(name for name, (_, protocol) in TABLES.items() if protocol in protocols - DUMPED)
         self._answer: SocketTablesAnswer | None = None
         self._missing: dict[int, int] = {}
         """Inodes without an entry, with the number of walks before they were first read."""
@@ -176,7 +176,7 @@ def message_of(row: TableRow, cookie: int) -> bytes:
     family, protocol = TABLES[row.table]
     return encode_row(
         family,
-        row.state & 0xFF if protocol in _DUMPED else SocketState.CLOSE,
+        row.state & 0xFF if protocol in DUMPED else SocketState.CLOSE,
         ((row.port & 0xFFFF).to_bytes(2, "big"), (row.remote_port & 0xFFFF).to_bytes(2, "big")),
         (row.local, row.remote),
         cookie,

@@ -37,7 +37,6 @@ if not sys.platform.startswith("linux"):
 
 from nstat_async._io.linux import network_of_this_thread  # for Linux
 from nstat_async._io.namespaces import (
-    MOST,
     NamespaceFinder,
     Watched,
     label_of,
@@ -45,6 +44,7 @@ from nstat_async._io.namespaces import (
     room,
 )
 from nstat_async._io.netlink import NetlinkTransport
+from nstat_async.sockdiag._setup import MAX_NAMESPACES
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_without_descriptors_those_are_what_is_missing(monkeypatch, where):
             assert answer.beyond >= 1
             again = finder.answer(NamespacesRequest())
             assert pid in [int(each.identity.label[4:]) for each in again.found if each.identity.label[:4] == "pid:"]
-            assert (again.beyond, again.by_descriptors) == (0, room() < MOST)
+            assert (again.beyond, again.by_descriptors) == (0, room() < MAX_NAMESPACES)
         finally:
             watched.close()
 
@@ -393,7 +393,7 @@ def test_a_namespace_that_may_not_be_entered_or_seen_is_refused_with_the_remedy(
 
 @pytest.mark.linux
 def test_without_proc_it_is_refused(monkeypatch):
-    monkeypatch.setattr("nstat_async._io.namespaces._OWN", "/nowhere/ns/net")
+    monkeypatch.setattr("nstat_async._io.namespaces.OWN_NAMESPACE", "/nowhere/ns/net")
     with pytest.raises(BackendUnavailableError, match="netns all needs /proc"):
         NamespaceFinder(Watched()).begin()
 

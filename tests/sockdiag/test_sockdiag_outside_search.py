@@ -83,7 +83,7 @@ def test_the_first_processes_of_one_are_remembered_and_no_more(outside):
 
 
 def test_so_many_namespaces_are_watched_from_outside_and_no_more(outside, monkeypatch):
-    monkeypatch.setattr(io_outside, "MOST", 2)
+    monkeypatch.setattr(io_outside, "MAX_NAMESPACES", 2)
     assert (outside.beyond, outside.cgroups) == (0, ())
     met(outside, (1, 100))
     assert outside.beyond == 0

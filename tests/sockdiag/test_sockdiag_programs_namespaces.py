@@ -215,7 +215,7 @@ def test_unread_removals_of_a_namespace_that_is_gone_hold_up_no_end_of_another()
 
 def test_namespaces_that_are_watched_from_outside_are_bounded_and_let_go_when_they_are_empty(monkeypatch):
     """Then there is room for others."""
-    monkeypatch.setattr(_program_namespaces, "MOST", most := 3)
+    monkeypatch.setattr(_program_namespaces, "MAX_NAMESPACES", most := 3)
     kernel = started(everywhere=True)
     for cookie in range(most + 2):
         strange(kernel)
