@@ -41,7 +41,8 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
 _DEVICE = struct.Struct("=40xI")
-_IPV4_BITS = 32
+_IPV4_SIZE, _IPV4_BITS = 4, 32
+"""Bytes and bits of an IPv4 address."""
 _LOOPBACK6 = bytes(15) + b"\1"
 _LINK_SCOPES = frozenset({1, 2})
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
@@ -214,9 +215,7 @@ class LinkTable:
         """True for an address of this machine; a link-local one has to be on this device."""
         holders = self._addresses.get(address)
         if holders:
-            return (
-                len(address) == 4 or not is_link_scoped(address) or (device or next(iter(holders))) in holders
-            )  # IPv4
+            return not is_link_scoped(address) or (device or next(iter(holders))) in holders
         return is_loopback(address) or _longest(self._prefixes().loopback, address) is not None
 
     def interface_by_row(self, identity: bytes) -> Interface | None:
@@ -312,12 +311,12 @@ def _longest(prefixes: _Prefixes, address: bytes) -> int | None:
 
 def is_loopback(address: bytes) -> bool:
     """True for 127.0.0.0/8 and ``::1``."""
-    return address[0] == 127 if len(address) == 4 else address == _LOOPBACK6  # IPv4
+    return address[0] == 127 if len(address) == _IPV4_SIZE else address == _LOOPBACK6
 
 
 def is_link_scoped(address: bytes) -> bool:
     """True for an address that is valid on one link only: fe80::/10, and multicast of an interface or link."""
-    if len(address) == 4:  # IPv4
+    if len(address) == _IPV4_SIZE:
         return False
     first, second = address[0], address[1]
     return (first == 0xFE and second & 0xC0 == 0x80) or (first == 0xFF and second & 0x0F in _LINK_SCOPES)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import attrs
 
-from .._events import RemovalReason
 from .._options import MonitorOptions
 from ._addresses import AddressSource
 from ._book import Book
@@ -261,5 +260,4 @@ def _end_all(book: Book) -> Iterator[None]:
     for entry in list(book.entries.values()):
         yield
         if not entry.over:
-            book.drop(entry)
-            book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+            book.give_up(entry)

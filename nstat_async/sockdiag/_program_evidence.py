@@ -539,7 +539,8 @@ class ProgramEvidence:
         if entry.over or entry.connection != recorded.connection:
             return False  # another source ended it meanwhile
         assert entry.report is not None
-        self._remember(book, entry)
+        self._note_end(entry)
+        book.remember(entry)
         book.drop(entry)
         outcome = outcome_by_record(ended, None) if entry.protocol == IPPROTO_TCP else None
         self.finish(book, entry, ended, entry.report.raw, outcome)
@@ -558,14 +559,13 @@ class ProgramEvidence:
 
     def end_unseen(self, book: Book, entry: Entry) -> None:
         """End a flow that is gone, without knowing how it ended."""
-        book.drop(entry)
-        self._remember(book, entry)
-        book.end(entry, entry.report, final=False, reason=RemovalReason.GONE)
+        self._note_end(entry)
+        book.give_up(entry)
 
-    def _remember(self, book: Book, entry: Entry) -> None:
+    def _note_end(self, entry: Entry) -> None:
+        """Note that the end of a socket is reported before its removal."""
         self._unannounced.pop(entry)
         self._removal_due.add(entry.cookie, True)
-        book.remember(entry)
 
     # -- time
 

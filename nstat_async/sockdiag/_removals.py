@@ -23,7 +23,7 @@ from ._program_evidence import ProgramEvidence
 from ._purposes import ChannelPurpose, Role
 from ._refusals import is_refusal, refusal_text
 from ._reports import is_multipath, socket_report
-from ._rows import RowFormats, info_of
+from ._rows import Pieces, RowFormats, info_of
 from ._source import Source
 
 MOST_REPAIRS = 3
@@ -143,8 +143,8 @@ class RemovalSource(Source):
                 self.output.reject("notification of a destroyed socket is too short")
 
     def _take_in(self, message: bytes) -> None:
-        output, book = self.output, self._book
-        output.count("goodbyes")
+        book = self._book
+        self.output.count("goodbyes")
         protocol = _protocol_of(message)
         if protocol not in self._protocols:
             return
@@ -155,32 +155,40 @@ class RemovalSource(Source):
         if self._evidence.note_removal(pieces[2], pieces[1], known=known):
             return
         if entry is None:
-            if is_unused(message):
-                output.count("unused_sockets")
-                return
-            entry = book.gone_entry(protocol, pieces)
-            if entry is None:
-                return
-            output.count("short_lived")
-            unknown = True
+            entry, unseen = self._gone_entry(message, protocol, pieces), True
         else:
-            unknown = book.begin_other_connection(entry, pieces)
-        book.coverage.grew(entry, b"" if unknown else entry.last[4], pieces[4])
-        if unknown and info[1]:
+            unseen = book.begin_other_connection(entry, pieces)
+        if entry is None:
+            return
+        book.coverage.grew(entry, b"" if unseen else entry.last[4], pieces[4])
+        if unseen and info[1]:  # nothing else told the direction of this connection
             book.learn_direction(entry, message, info, aborted=was_disconnected(message, *info))
         if known:
             book.complete_ends(entry, pieces[1])
             book.drop(entry)
-        came = output.now
         book.begin_end(entry)
+        self._join(entry, message, info)
+
+    def _gone_entry(self, message: bytes, protocol: int, pieces: Pieces) -> Entry | None:
+        """An entry for a socket that becomes known by its removal; `None` if there is nothing to report of it."""
+        if is_unused(message):
+            self.output.count("unused_sockets")
+            return None
+        entry = self._book.gone_entry(protocol, pieces)
+        if entry is not None:
+            self.output.count("short_lived")
+        return entry
+
+    def _join(self, entry: Entry, message: bytes, info: tuple[int, int]) -> None:
+        """End a flow, together with the eBPF record of the end if there may be one."""
         words = last_words(message, *info) if info[1] else None
-        settle = partial(self._settle, entry, message, info, words, came)
+        settle = partial(self._settle, entry, message, info, words, self.output.now)
         if entry.state == SocketState.LISTEN or is_unused(message):
             settle(None)
         else:
             self._endings.other_came(entry)
             established = words is not None and not (words.cleared or is_attempt(words))
-            self._evidence.join(book, entry, settle, established=established)
+            self._evidence.join(self._book, entry, settle, established=established)
 
     def _settle(
         self,
