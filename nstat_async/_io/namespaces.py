@@ -186,6 +186,20 @@ def room() -> int:
     return max(1, min(MAX_NAMESPACES, (limit - SPARE) // DESCRIPTORS))
 
 
+@attrs.define(eq=False)
+class _Round:
+    """One walk over all mounts and processes, which meets every namespace that can be found."""
+
+    files: dict[int, str] = attrs.field(factory=dict)
+    """A file of each namespace that it has met, by inode."""
+    pids: dict[int, int] = attrs.field(factory=dict)
+    """The first process that it has met in each."""
+    showing: set[int] = attrs.field(factory=set)
+    """Inodes of namespaces that cannot be entered, but have a process that shows their tables."""
+    hidden: int = 0
+    """Processes that did not show their namespace."""
+
+
 class NamespaceFinder:
     """Answers `NamespacesRequest`; only one thread at a time may use it.
 
@@ -198,10 +212,6 @@ class NamespaceFinder:
         self.outside = Outside()
         """The namespaces that are watched from outside."""
         self._wants_outside = False
-        self._shown: set[int] = set()
-        """Inodes of namespaces for which the last whole round met a process that shows their tables."""
-        self._showing: set[int] = set()
-        """The same of the present round."""
         self._watched = watched
         self._most = room() if most is None else most
         self._numbers: dict[int, int] = {}
@@ -215,15 +225,13 @@ class NamespaceFinder:
         """True if no more files could be opened although fewer than `most` are watched."""
         self.closed = False
         """True if no other namespace can be entered."""
-        self._hidden = 0
-        """Processes that did not show their namespace in the last whole round."""
-        self._hiding = 0
         self._first = True
-        self._round: Iterator[None] | None = None
-        self._met: dict[int, str] = {}
-        """Inodes that the present round has met, with a file of each."""
-        self._pids: dict[int, int] = {}
-        """The first process that it has met in each."""
+        self._round = _Round()
+        """The present round, or the last one."""
+        self._whole = self._round
+        """The last whole round."""
+        self._steps: Iterator[None] | None = None
+        """What is left of the present round; `None` if none is under way."""
 
     def begin(self) -> None:
         """Start with our own namespace; the answer to the first request has the others.
@@ -259,38 +267,38 @@ class NamespaceFinder:
         for number in request.released:
             self.outside.release(number)
         if request.outside and not self._wants_outside:
-            self._wants_outside, self._first, self._round = True, True, None
+            self._wants_outside, self._first, self._steps = True, True, None
         until, self._first = math.inf if self._first else time.thread_time() + BUDGET, False
         return self._look(until)
 
     def _look(self, until: float) -> NamespacesAnswer:
-        if self._round is None:
-            self._met, self._pids, self._hiding, self._showing, self._round = {}, {}, 0, set(), self._walk()
+        if self._steps is None:
+            self._round = _Round()
+            self._steps = self._walk(self._round)
             if self._wants_outside:
                 self.outside.begin_round()
         done = False
-        for number, _ in enumerate(self._round):
+        for number, _ in enumerate(self._steps):
             if not number % 64 and time.thread_time() >= until:
                 break
         else:
             done = True
         found, gone = list(self._open_new()), list[int]()
         if done:
-            self._round, self._shown, self._hidden = None, self._showing, self._hiding
+            self._steps, self._whole = None, self._round
             gone = list(self._missing())
             if self._wants_outside:
                 came, went = self.outside.end_round(self._watched.networks, self._next)
                 self._next += len(came)
                 found, gone = found + came, gone + went
-        names = tuple(
-            (inode, label_of(self._met[inode])) for inode in self._closed | self._beyond if inode in self._met
-        )
+        files, shown = self._round.files, self._whole.showing
+        names = tuple((inode, label_of(files[inode])) for inode in self._closed | self._beyond if inode in files)
         return NamespacesAnswer(
             tuple(found),
             tuple(gone),
-            len(self._closed - self._shown),
-            len(self._beyond - self._shown) + self.outside.beyond,
-            self._hidden,
+            len(self._closed - shown),
+            len(self._beyond - shown) + self.outside.beyond,
+            self._whole.hidden,
             most=len(self._numbers) if self._full else self._most,
             by_descriptors=self._full or self._most < MAX_NAMESPACES,
             names=names,
@@ -300,26 +308,29 @@ class NamespaceFinder:
             veiled=not os.path.isdir("/proc/1"),
         )
 
-    def _walk(self) -> Iterator[None]:
-        """Do one round, which meets every namespace that can be found."""
+    def _walk(self, round_: _Round) -> Iterator[None]:
+        """Do a round, a process at a time."""
         for inode, path in _mounted():
-            self._met.setdefault(inode, path)
+            round_.files.setdefault(inode, path)
         for pid in reversed(all_pids()):
             path = f"/proc/{pid}/ns/net"
             try:
                 match = _LINK.fullmatch(os.readlink(path))
             except PermissionError:
-                self._hiding += not (self._wants_outside and self._is_shown(pid, f"pid:{pid}"))
+                round_.hidden += not (self._wants_outside and self._is_shown(pid, f"pid:{pid}"))
             except OSError:
                 pass
             else:
                 if match is not None:
-                    inode = int(match[1])
-                    label = label_of(self._met.setdefault(inode, path))
-                    self._pids.setdefault(inode, pid)
-                    if self._is_closed(inode) and self._is_shown(pid, label):
-                        self._showing.add(inode)
+                    self._meet(round_, int(match[1]), pid, path)
             yield
+
+    def _meet(self, round_: _Round, inode: int, pid: int, path: str) -> None:
+        """A process is in this namespace."""
+        label = label_of(round_.files.setdefault(inode, path))
+        round_.pids.setdefault(inode, pid)
+        if self._is_closed(inode) and self._is_shown(pid, label):
+            round_.showing.add(inode)
 
     def _is_closed(self, inode: int) -> bool:
         """True if a namespace cannot be entered, and may be watched from outside."""
@@ -338,10 +349,11 @@ class NamespaceFinder:
 
     def _missing(self) -> Iterator[int]:
         """Numbers of the namespaces that are gone, after a round."""
-        self._closed &= self._met.keys()
-        self._beyond &= self._met.keys()
+        files = self._round.files
+        self._closed &= files.keys()
+        self._beyond &= files.keys()
         for inode, number in self._numbers.items():
-            if inode in self._met or number == 0:
+            if inode in files or number == 0:
                 self._absences.pop(inode, None)
                 continue
             self._absences[inode] = self._absences.get(inode, 0) + 1
@@ -351,7 +363,7 @@ class NamespaceFinder:
     def _open_new(self) -> Iterator[FoundNamespace]:
         self._full = False
         before = self._closed | self._beyond
-        for inode, path in self._met.items():
+        for inode, path in self._round.files.items():
             if inode in self._numbers or inode in self._closed:
                 continue
             if len(self._numbers) >= self._most:
@@ -366,10 +378,10 @@ class NamespaceFinder:
 
     def _meet_refused(self, inodes: set[int]) -> None:
         """Have namespaces watched from outside that just proved to be closed or too many: the next round is too late for a snapshot."""
-        for inode in inodes & self._pids.keys():
-            pid = self._pids[inode]
-            if self._is_shown(pid, label_of(self._met[inode])):
-                self._showing.add(inode)
+        round_ = self._round
+        for inode in inodes & round_.pids.keys():
+            if self._is_shown(round_.pids[inode], label_of(round_.files[inode])):
+                round_.showing.add(inode)
 
     def _open(self, inode: int, path: str) -> FoundNamespace | None:
         try:

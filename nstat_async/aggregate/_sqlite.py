@@ -411,22 +411,12 @@ async def keep_history(
     def open_writer() -> HistoryWriter:
         return HistoryWriter(path, bucket=bucket, keep=keep, **options)
 
-    again = 0.0  # time of the next attempt, after a failure
+    again = 0.0
     async with monitor.subscribe() as subscription:
         writer = await in_thread(open_writer)
         try:
             while events := await subscription.receive_many():
-                try:
-                    writer.feed_many(events)
-                    if writer.pending and anyio.current_time() >= again:
-                        await in_thread(writer.write)
-                        if again:
-                            logger.warning("history: %s: what waited is written", path)
-                        again = 0.0
-                except HistoryError as error:
-                    if not again:  # warn once until it works again
-                        logger.warning("history: %s; counts wait in memory until the file can be written", error)
-                    again = anyio.current_time() + _RETRY_SECONDS
+                again = await _write(writer, events, path, again)
         except anyio.get_cancelled_exc_class():
             with contextlib.suppress(NstatError):
                 writer.feed_many(subscription.receive_nowait())
@@ -435,3 +425,21 @@ async def keep_history(
             # Whatever ends this, received events are written.
             with anyio.CancelScope(shield=True):
                 await in_thread(writer.close)
+
+
+async def _write(
+    writer: HistoryWriter, events: Iterable[AnyEvent], path: str | os.PathLike[str], again: float
+) -> float:
+    """Take in events and write what is due, at time `again` after a failure; returns the time of the next attempt, or 0."""
+    try:
+        writer.feed_many(events)
+        if not writer.pending or anyio.current_time() < again:
+            return again
+        await in_thread(writer.write)
+    except HistoryError as error:
+        if not again:  # warn once until it works again
+            logger.warning("history: %s; counts wait in memory until the file can be written", error)
+        return anyio.current_time() + _RETRY_SECONDS
+    if again:
+        logger.warning("history: %s: what waited is written", path)
+    return 0.0
