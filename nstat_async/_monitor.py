@@ -456,7 +456,7 @@ async def _complete_poll(monitor: Monitor, named: frozenset[Provider], gate: _No
     """Read until a poll is complete, or a recording over; returns what is missing then, or `None`."""
     feed, reader = monitor._opened(), monitor._own  # noqa: SLF001  # of this module
     assert reader is not None
-    reader._gate = gate  # noqa: SLF001  # as above
+    reader._gate = gate  # noqa: SLF001  # only a snapshot changes what its reader passes
     refused: dict[Provider, str] = {}
     lost: dict[LossCause, str] = {}
     polls, until = 0, time.monotonic() + SNAPSHOT_SECONDS

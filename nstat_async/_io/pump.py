@@ -282,9 +282,9 @@ class KernelFeed:
                 return
             if commands and not (events or due or self._spent() >= SLICE):
                 continue  # the next of many requests: due work waits until it is answered
-            settled, due = due, self._is_due()
+            was_due, due = due, self._is_due()
             work = bool(commands) or read or due
-            if work and (events or settled or self._spent() >= SLICE):  # otherwise the slice has time for more
+            if work and (events or was_due or self._spent() >= SLICE):  # otherwise the slice has time for more
                 self._end_slice()
                 await self._checkpoint()
                 await sink.room()
