@@ -96,9 +96,11 @@ def _true_kind(name: str | None, properties: int | None, loopback: bool | None) 
     loopback connection may lack its bit. A tunnel's flow may have only the bits of the interface under the tunnel.
     The addresses and the interface's name are reliable.
     """
+    if properties is None:
+        return None
     kind = interface_kind(properties)
-    if kind is None or properties is None:
-        return kind
+    if kind is None:
+        return None
     if loopback:
         return InterfaceKind.LOOPBACK
     if kind is InterfaceKind.LOOPBACK and loopback is False:

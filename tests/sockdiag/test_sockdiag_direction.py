@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, tcp_info
 
-from nstat_async._model import Direction
+from nstat_async._model import Direction, Process
 from nstat_async.sockdiag import (
     DiagAttribute,
     SocketState,
@@ -13,6 +13,7 @@ from nstat_async.sockdiag import (
 )
 from nstat_async.sockdiag._direction import (
     ACCEPTED,
+    LEFT_SECONDS,
     OPENED,
     ListenerTable,
     direction_by_remains,
@@ -25,6 +26,7 @@ from nstat_async.sockdiag._entry import Weight
 from nstat_async.sockdiag._messages import ATTRIBUTES_AT, HEADER, find_attribute
 from nstat_async.sockdiag._rows import RowFormats
 
+PROCESS = Process(7, "sshd")
 NOTHING = 0
 """What sequence numbers prove where they prove nothing."""
 
@@ -162,6 +164,20 @@ def test_the_strongest_evidence_of_who_began_and_how_sure_it_is():
     listeners.discard(8, identity())
     listeners.discard(8, identity())
     assert not listeners.by_port
+
+
+@pytest.mark.parametrize(
+    ("local", "found"),
+    [(b"\x7f\0\0\1", {PROCESS}), (bytes(4), {PROCESS}), (b"\x7f\0\0\2", set()), (b"\x7f\1\0\1", set())],
+)
+def test_a_listener_that_went_away_lately_accepted_at_its_own_address_or_at_any(local, found):
+    listeners = ListenerTable()
+    listeners.add(7, identity(local=local))
+    listeners.leave(7, identity(local=local), PROCESS, 100.0)
+    assert not listeners.by_port
+    assert listeners.owners_before(identity(), 100.0 + LEFT_SECONDS / 2) == found
+    assert listeners.owners_before(identity(local_port=40_001), 100.0) == set()
+    assert listeners.owners_before(identity(), 100.1 + LEFT_SECONDS) == set()
 
 
 def test_a_restored_connection_has_no_direction_to_its_end():
