@@ -279,10 +279,7 @@ class OwnerSource:
         self._users_asked = False
         self.failure = answer.reason if isinstance(answer, LookupFailed) else None
         if not isinstance(answer, OwnersAnswer):
-            self._due.update(self._searched)
-            self._due.update(self._added)
-            self._searched, self._added, self._again = set(), set(), False
-            self.searching = False
+            self.give_up()
             return
         yield from self._learn(answer)
         yield from self._learn_others(answer)
@@ -302,7 +299,9 @@ class OwnerSource:
             self.count()
 
     def give_up(self) -> None:
-        """Following: no more answers will come to this search."""
+        """End the search: the next one begins with what it did not find."""
+        self._due.update(self._searched, self._added)
+        self._searched, self._added, self._again = set(), set(), False
         self.searching = self._users_asked = False
 
     def learn(self, answer: OwnersAnswer) -> None:

@@ -11,7 +11,7 @@ from nstat_async._events import LossCause, PollCompleted
 from nstat_async._model import InterfaceKind
 from nstat_async._options import MonitorOptions
 from nstat_async.ebpf import Kind
-from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, ProcessesAnswer, ProcessFacts, Session
+from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, OwnersAnswer, ProcessesAnswer, ProcessFacts, Session
 
 
 def play(kernel: FakeKernel, passive: Session, *, until: int | None = None) -> list:
@@ -78,6 +78,23 @@ def test_a_recording_that_ends_within_a_poll_ends_it():
     assert [(type(event), event.serial) for event in polls(events)] == [(PollCompleted, 1)]
     assert not polls(events)[0].complete
     assert kinds(play(kernel, Session(mode=Mode.FOLLOWING))) == ["FlowAdded", "PollCompleted"]
+
+
+def test_an_answer_that_comes_in_a_later_poll_names_the_processes_of_the_earlier_one_too():
+    kernel = FakeKernel(interval=1.0)
+    kernel.owners |= {77: 42, 78: 42}
+    kernel.sockets[1] = FakeSocket(1, local_port=1, inode=77, info=traffic())
+    kernel.start()
+    kernel.sockets[2] = FakeSocket(2, local_port=2, inode=78, info=traffic())
+    kernel.wait(1.0)
+    passive = Session(mode=Mode.FOLLOWING)
+    late = [each for each in kernel.record if isinstance(each[3], OwnersAnswer)]
+    early = [each for each in kernel.record if each not in late]
+    kernel.record = [(what, 100.0, channel, item) for what, _, channel, item in (*early, *late)]
+    events = play(kernel, passive)
+    assert [flow.process is None for flow, _ in passive.flows()] == [False, False]
+    assert [event.serial for event in polls(events)] == [1, 2]
+    assert passive.statistics()["sought_owners"] == 0, "nothing is sought any more: the recording is over"
 
 
 def test_a_recording_that_ends_before_it_tells_the_names_of_processes_ends_too():
