@@ -101,11 +101,14 @@ class Follower(Player):
             self.events += core.take_events()
 
     def step(self, step: steps.Step, channel: int) -> None:
-        """Learn a channel's purpose, its losses, and the wall clock."""
+        """Learn a channel's purpose, its losses, what was asked of the host, and the wall clock."""
         if isinstance(step, steps.OpenChannel):
             with contextlib.suppress(ProtocolError):  # a purpose of another version: only the number is known
                 purpose = self.protocol.RECORDED.read(step.purpose)
                 self._channels[channel] = getattr(purpose, "channel", channel)
+        elif isinstance(step, steps.Lookup) and not self._clients_apart:
+            with contextlib.suppress(ProtocolError):  # as above: its answer tells what it can by itself
+                self._core(0).observe_lookup(self.protocol.RECORDED.read(step.request))
         elif isinstance(step, steps.ClockSet) and self._run is not None:
             self._offset = step.epoch_offset - self._run.epoch_offset
             for core in self.cores.values():

@@ -100,6 +100,8 @@ class OwnerSource:
         self._checking: list[Entry] = []
         """Sockets that the present search checks."""
         self._checked_at = 0.0
+        self._asked: frozenset[int] | None = None
+        """Following: the inodes of the recorded search; `None` if the recording does not tell."""
 
     @property
     def unresolved(self) -> int:
@@ -298,6 +300,11 @@ class OwnerSource:
         elif not (self._output.first_poll or (self._counting and answer.shared is None)):
             self.count()
 
+    def observe(self, request: OwnersRequest) -> None:
+        """Following: learn what the recorded client asked for. In a later part it knew most owners, and did not ask."""
+        if request.below is None:
+            self._asked = request.inodes
+
     def give_up(self) -> None:
         """End the search: the next one begins with what it did not find."""
         self._due.update(self._searched, self._added)
@@ -408,6 +415,9 @@ class OwnerSource:
         for inode in sorted(self._searched):
             yield
             if inode not in self._searched:  # it ended meanwhile
+                continue
+            if self._asked is not None and inode not in self._asked:
+                self._due.add(inode)
                 continue
             tries = self._tries.get(inode, 0)
             self._tries[inode] = tries + 1

@@ -33,6 +33,7 @@ from ._host_requests import (
     LinkKindsAnswer,
     NamespacesAnswer,
     OwnersAnswer,
+    OwnersRequest,
     ProcessesAnswer,
     SocketTablesAnswer,
     TrafficAnswer,
@@ -503,6 +504,11 @@ class Session:
                 source.observe(data)
             except ProtocolError as error:
                 self._output.reject(error.reason)
+
+    def observe_lookup(self, request: object) -> None:
+        """Following: take in what the recorded client asked the host."""
+        if isinstance(request, OwnersRequest):
+            self._owners.observe(request)
 
     def finish(self, now: float) -> None:
         """Following: the recording has ended, so nothing that is still expected will come."""

@@ -273,6 +273,7 @@ class FakeKernel:
             if command.channel not in self.silent:
                 {0: self._dump, 2: self._route, 3: self._lookups}[command.channel % 4](command.data, command.channel)
         elif isinstance(command, Lookup):
+            self.record.append(("asked", self.now, 0, command.request))
             if self.hold_lookups:
                 self.held.append(command)
             else:
@@ -381,6 +382,8 @@ def follow(record: Iterable[tuple[str, float, int, Any]], passive: Session, end:
     for direction, now, channel, item in record:
         if direction == "to":
             passive.observe_request(item, now, channel)
+        elif direction == "asked":
+            passive.observe_lookup(item)
         elif direction == "from":
             passive.receive_datagram(item, now, channel)
         else:
@@ -475,6 +478,7 @@ class LiveDriver:
             self.record.append(("to", now(), command.channel, command.data))
             self.channels[command.channel].send(command.data)
         else:
+            self.record.append(("asked", now(), 0, command.request))
             answer = self.transport.lookup(command.request)
             self.record.append(("answer", now(), 0, answer))
             core.lookup_done(command.token, answer, now())

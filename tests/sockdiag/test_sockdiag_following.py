@@ -8,7 +8,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, follow, kinds, p
 
 from nstat_async._contract import Mode
 from nstat_async._events import LossCause, PollCompleted
-from nstat_async._model import InterfaceKind
+from nstat_async._model import Attribution, InterfaceKind, Process, Visibility
 from nstat_async._options import MonitorOptions
 from nstat_async.ebpf import Kind
 from nstat_async.sockdiag import CgroupFacts, NetworkNamespace, OwnersAnswer, ProcessesAnswer, ProcessFacts, Session
@@ -130,3 +130,20 @@ def test_records_are_followed_and_what_the_client_was_told_of_their_processes():
     passive.lookup_done(0, ProcessesAnswer((ProcessFacts(5, 5, "curl", "/bin/curl"),)), 100.2)
     (updated,) = flow_events(passive.take_events())
     assert updated.flow.process.path == "/bin/curl"
+
+
+def test_an_owner_that_an_earlier_part_found_is_unknown_in_a_later_one_and_not_the_kernel():
+    """The recorded client knew it, and searched no more; of what it did search for in vain the follower concludes the same."""
+    kernel = FakeKernel(Session(MonitorOptions(interval=1.0), processes=Visibility.ALL))
+    kernel.sockets[1] = FakeSocket(1, inode=77, info=traffic())
+    kernel.owners[77] = 42
+    kernel.start()
+    part = len(kernel.record)
+    kernel.sockets[2] = FakeSocket(2, local_port=2, inode=88, info=traffic())  # nobody's
+    for _ in range(4):
+        kernel.wait(1.0)
+    passive = Session(processes=Visibility.ALL, mode=Mode.FOLLOWING)
+    passive.start(100.0)
+    follow(kernel.record[part:], passive, kernel.now)
+    found = {flow.local.port: (flow.process, flow.attribution) for flow, _ in passive.flows()}
+    assert found == {FakeSocket(1).local_port: (None, None), 2: (Process(0, "kernel"), Attribution.KERNEL)}

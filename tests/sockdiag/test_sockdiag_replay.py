@@ -20,7 +20,7 @@ from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, removals
 from examples import examples
 from nstat_async._contract import LookupFailed
 from nstat_async._io.record import RecordedCore
-from nstat_async._model import Visibility
+from nstat_async._model import Attribution, Visibility
 from nstat_async._options import Ebpf, MonitorOptions
 from nstat_async.ebpf import Tier
 from nstat_async.recording import Recording, RecordingWriter, open_recording
@@ -219,6 +219,30 @@ def test_who_follows_sees_namespaces_come_and_go():
 
     assert story(run.events) == [("FlowAdded", "n1:c1", "space 1"), ("FlowRemoved", "n1:c1", "space 1")]
     assert story(replayed(file)) == story(run.events)
+
+
+def test_a_later_part_says_nothing_of_the_owners_that_an_earlier_one_found():
+    """What its client asks of the host tells that it did not search for them, rather than in vain."""
+    run = Linux((THIS,))
+    run.do(("open", 1, True))
+    run.do(("owner", 1, 1))
+    run.start()
+    run.do(("open", 2, True))
+    for _ in range(4):
+        run.do(("wait", 1.0))
+    run.recorded.close()
+    run.file.seek(0)
+    with open_recording(run.file) as source:
+        records = [each for each in source if each.time_ns > 5e8 or "Channel" in str(each.value)]
+    assert source.info.run is not None
+    file = io.BytesIO()
+    RecordingWriter(file, attrs.evolve(source.info, run={**source.info.run, "part": 2})).write_batch(records)
+    file.seek(0)
+    flows = {event.flow.id: event.flow for event in flow_events(replayed(file))}
+    assert {name: (flow.process, flow.attribution) for name, flow in flows.items()} == {
+        "c1": (None, None),
+        "c2": (None, Attribution.HIDDEN),
+    }
 
 
 def test_what_is_asked_when_there_is_room_for_answers_again_is_asked_in_the_replay():
