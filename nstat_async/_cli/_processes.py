@@ -137,7 +137,7 @@ def view_of(arguments: argparse.Namespace) -> View:
     """
     group_by: GroupBy = arguments.by
     if arguments.effective:
-        if group_by.process is None:
+        if group_by.process_of is None:
             raise UsageError(f"effective: rows by {group_by.name} are not processes")
         group_by = GroupBy.processes(effective=True)
     return View(group_by, NameResolver() if arguments.names else None, users=not is_recorded(arguments))

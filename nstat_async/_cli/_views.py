@@ -57,7 +57,7 @@ class View:
     @property
     def is_of_processes(self) -> bool:
         """True when a row is a process."""
-        return self.group_by.process is not None
+        return self.group_by.process_of is not None
 
     @property
     def shows_names(self) -> bool:

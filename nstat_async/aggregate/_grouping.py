@@ -104,7 +104,7 @@ class GroupBy:
     """What the keys are, for a person: ``"process"``, ``"remote network"``."""
     key: Callable[[Flow, Details | None], Hashable]
     """The key of a flow; `None` if it is not known."""
-    process: Callable[[Flow], Process | None] | None = None
+    process_of: Callable[[Flow], Process | None] | None = None
     """The process that a row stands for, if keys are processes."""
     refines: Callable[[Hashable, Hashable], bool] = _never
     """Says whether a flow's new key means the same as its old one, only more exactly. The
@@ -134,7 +134,7 @@ class GroupBy:
             return None if process is None else process.key
 
         name = "effective process" if effective else "process"
-        return cls(name=name, key=key, process=find, refines=_learned_unique_pid, per_host=True)
+        return cls(name=name, key=key, process_of=find, refines=_learned_unique_pid, per_host=True)
 
     @classmethod
     def function(cls, function: Callable[[Flow], Hashable], name: str = "key") -> GroupBy:

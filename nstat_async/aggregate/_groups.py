@@ -70,7 +70,7 @@ class Groups:
         """Learn from a flow about the process of a row, or the name of its key."""
         if tally.text is None and tally.key is not None and self.group_by.text is not None:
             tally.text = self.group_by.text(flow)
-        find, owner = self.group_by.process, flow.process
+        find, owner = self.group_by.process_of, flow.process
         if find is None or owner is None or tally.key is None:
             return
         if tally.home is None and flow.cgroup is not None:
