@@ -76,8 +76,13 @@ class Filter:
     """The condition in words, for messages and `repr`."""
     remake: Callable[[], Any] | None = attrs.field(default=None, eq=False, kw_only=True)
     """Makes the filter again: a pickle has this instead of the predicate. `None`: the predicate itself is pickled."""
-    needs_extras: bool = attrs.field(default=False, eq=False, kw_only=True)
-    """True if it looks at fields that are known with ``extras`` only (on Linux)."""
+    conditions: frozenset[tuple[str, str]] = attrs.field(default=frozenset(), eq=False, kw_only=True)
+    """What it looks for, as keys and values of `from_items`; a function of one's own is not among them."""
+
+    @property
+    def needs_extras(self) -> bool:
+        """True if it looks at fields that are known with ``extras`` only (on Linux)."""
+        return any(key == "cmdline" for key, _ in self.conditions)
 
     def __call__(self, flow: Flow) -> bool:
         """True if the flow matches."""
@@ -93,12 +98,12 @@ class Filter:
 
     def _with(self, given: FilterLike, predicate: Predicate, sign: str, join: Callable[..., Filter]) -> Filter:
         other = as_filter(given)
-        text, needs = f"({self.text} {sign} {other.text})", self.needs_extras or other.needs_extras
-        return Filter(predicate, text, remake=partial(join, self, other), needs_extras=needs)
+        text, conditions = f"({self.text} {sign} {other.text})", self.conditions | other.conditions
+        return Filter(predicate, text, remake=partial(join, self, other), conditions=conditions)
 
     def __invert__(self) -> Filter:
         again, matches = partial(invert, self), self.predicate
-        return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, needs_extras=self.needs_extras)
+        return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, conditions=self.conditions)
 
     __rand__ = __and__
     __ror__ = __or__
@@ -159,10 +164,14 @@ def _each(make: Callable[..., Filter], given: Iterable[Any], check: _Check[_T], 
     return tuple(found)
 
 
-def _filter(again: partial[Filter], wanted: Iterable[object], predicate: Predicate, **options: bool) -> Filter:
+def _filter(again: partial[Filter], wanted: Iterable[object], predicate: Predicate) -> Filter:
     """A filter that can say, and pickle, how it was made."""
-    shown = ", ".join(sorted(repr(getattr(value, "value", value)) for value in wanted))
-    return Filter(predicate, f"{again.func.__name__}({shown})", remake=again, **options)
+    values = [getattr(value, "value", value) for value in wanted]
+    conditions = frozenset(
+        (key, str(value)) for key, (make, _) in _KEYS.items() if make == again.func for value in values
+    )
+    shown = ", ".join(sorted(map(repr, values)))
+    return Filter(predicate, f"{again.func.__name__}({shown})", remake=again, conditions=conditions)
 
 
 def _one_of(
@@ -227,10 +236,14 @@ def by_pid(*pids: int) -> Filter:
 
 
 def by_process_name(*names: str) -> Filter:
-    """Flows of processes with one of these names, exactly as `Process.name` has them."""
-    return _one_of(
-        by_process_name, names, _text, "a name, e.g. 'curl'", lambda flow: flow.process and flow.process.name
-    )
+    """Flows of processes with one of these names, exactly as `Process.name` has them, or `Process.title`, as of scripts."""
+    wanted = frozenset(_each(by_process_name, names, _text, "a name, e.g. 'curl'"))
+
+    def matches(flow: Flow) -> bool:
+        process = flow.process
+        return process is not None and (process.name in wanted or process.title in wanted)
+
+    return _filter(partial(by_process_name, *names), wanted, matches)
 
 
 def by_uid(*users: int | str) -> Filter:
@@ -264,7 +277,7 @@ def by_command_line(*parts: str) -> Filter:
         line = None if flow.process is None else flow.process.command_line
         return line is not None and any(part in line for part in wanted)
 
-    return _filter(partial(by_command_line, *parts), wanted, matches, needs_extras=True)
+    return _filter(partial(by_command_line, *parts), wanted, matches)
 
 
 def by_provider(*providers: Provider | str) -> Filter:
@@ -514,6 +527,40 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         each = ~each if key.startswith("~") else each
         found = each if found is None else found & each
     return found
+
+
+_LINUX_KEYS = ("cmdline", "namespace", "cgroup", "unit", "container", "pod")
+_NEVER = {"sock_diag": ("host",), **dict.fromkeys(("kctl", "emulated", "unix"), ("host", *_LINUX_KEYS))}
+"""Keys of which flows never have a value, by the name of the backend."""
+
+
+def check_reach(chosen: Filter, backend: str, providers: Container[Provider]) -> None:
+    """Refuse what no flow of a backend ever has: it would match nothing, which looks like silence.
+
+    Args:
+        chosen: The filter.
+        backend: `Capabilities.backend`. Of a recording and a fleet nothing is known in advance.
+        providers: Kinds of flows that are asked for.
+
+    Raises:
+        UsageError: The filter has such a condition; the text names the remedy.
+    """
+    never = _NEVER.get(backend)
+    if never is None:
+        return
+    for key, value in sorted(chosen.conditions):
+        if key in never:
+            raise UsageError(f"filter: {key}: only flows of {'a fleet' if key == 'host' else 'Linux'} have one")
+        if key == "provider" and Provider(value) not in providers:
+            raise UsageError(
+                f"filter: provider: {value} flows are not asked for; --provider {value} does, in a program Monitor(providers=…)"
+            )
+
+
+def unknown_users(chosen: Filter) -> list[str]:
+    """The names of users in a filter that this machine does not know."""
+    names = sorted(value for key, value in chosen.conditions if key == "user" and not value.isdecimal())
+    return [name for name in names if _user(name) is None]
 
 
 def _key(text: str) -> str:

@@ -17,6 +17,7 @@ from nstat_async._events import (
     RemovalReason,
 )
 from nstat_async._model import Capabilities, Counts, Endpoint, Flow, Interface, InterfaceKind, Process, Provider
+from nstat_async._options import DEFAULT_PROVIDERS
 from nstat_async.aggregate import ProcessTable
 
 CURL = Process(42, "curl", unique_pid=4200, uid=501)
@@ -188,6 +189,13 @@ class FakeSubscription:
         return {"pending": len(self.events)}
 
 
+class FakeOptions(list):
+    """The options of each subscription, with what is read of the monitor's own."""
+
+    providers = DEFAULT_PROVIDERS
+    extras = False
+
+
 class FakeMonitor:
     """The part of a monitor that consumers use."""
 
@@ -197,7 +205,7 @@ class FakeMonitor:
         self.failure = None
         self.capabilities = Capabilities(backend="fake")
         self.flows = ()
-        self.options = []
+        self.options = FakeOptions()
         self.figures = {}
 
     def statistics(self):

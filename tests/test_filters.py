@@ -31,6 +31,7 @@ from nstat_async import (
     UsageError,
     filters,
 )
+from nstat_async._options import DEFAULT_PROVIDERS
 from nstat_async.filters import FlowGate
 
 FLOW = Flow(
@@ -311,6 +312,13 @@ def test_a_user_is_who_the_machine_of_the_flow_says():
     assert not filters.by_user("root", 0)(Flow("5", Provider.TCP))
 
 
+def test_a_script_is_found_by_its_own_name_and_by_that_of_its_interpreter():
+    script = Flow("3", Provider.TCP, process=Process(1, "python3.11", title="mail-relay"))
+    assert filters.by_process_name("mail-relay")(script)
+    assert filters.parse("process=python3.11")(script)
+    assert not filters.by_process_name("mail")(script)
+
+
 def test_a_command_line_is_found_by_a_part_of_it():
     worker = Flow("3", Provider.TCP, process=Process(1, "python3", command_line="python3 -m celery worker, two"))
     assert filters.parse("cmdline=celery worker, t")(worker)
@@ -459,3 +467,33 @@ def test_what_looks_at_command_lines_says_that_it_needs_extras(text):
     assert (made | filters.by_port(1)).needs_extras
     assert pickle.loads(pickle.dumps(made)).needs_extras  # our own
     assert not filters.by_process_name("by_command_line(").needs_extras
+
+
+@pytest.mark.parametrize(
+    ("backend", "text", "says"),
+    [
+        ("sock_diag", "host=web1", "host: only flows of a fleet have one"),
+        ("sock_diag", "port=1 & ~provider=raw", "provider: raw flows are not asked for; --provider raw does"),
+        *[("kctl", f"{key}=x", f"{key}: only flows of Linux have one") for key in ("unit", "cgroup", "pod", "cmdline")],
+        ("emulated", "container=x", "container: only flows of Linux have one"),
+        ("unix", "namespace=x", "namespace: only flows of Linux have one"),
+    ],
+)
+def test_what_no_flow_of_a_backend_has_is_refused(backend, text, says):
+    with pytest.raises(UsageError, match=f"^filter: {says}"):
+        filters.check_reach(filters.parse(text), backend, DEFAULT_PROVIDERS)
+    for other in ("fleet", "replay", "meter"):
+        filters.check_reach(filters.parse(text), other, DEFAULT_PROVIDERS)
+
+
+def test_what_flows_of_a_backend_may_have_is_not_refused():
+    filters.check_reach(filters.parse("unit=x & provider=raw & outcome=refused"), "sock_diag", {Provider.RAW})
+    filters.check_reach(filters.parse("provider=quic & state=listen & ~loopback"), "kctl", DEFAULT_PROVIDERS)
+    filters.check_reach(filters.matching(bool), "kctl", ())
+
+
+def test_users_whom_this_machine_does_not_know_are_named():
+    assert filters.unknown_users(filters.parse("user=root,4711,nosuch & ~user=nobody-else")) == [
+        "nobody-else",
+        "nosuch",
+    ]

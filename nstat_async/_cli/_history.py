@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    backend, options = backend_of(arguments), monitor_options(arguments)
+    backend = backend_of(arguments)
+    options = monitor_options(arguments, backend)
     settings = {"bucket": arguments.bucket, "keep": arguments.keep, "remotes": int(arguments.remotes)}
 
     async def work(scope: Scope) -> int:

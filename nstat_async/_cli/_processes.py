@@ -44,7 +44,7 @@ class _Tables:
         self._arguments = arguments
         self._backend = backend_of(arguments)
         self._recorded = is_recorded(arguments)
-        self._options = monitor_options(arguments)
+        self._options = monitor_options(arguments, self._backend)
         self._view = view = view_of(arguments)
         if arguments.names and not view.shows_names:
             raise UsageError(f"names: rows by {view.group_by.name} have no remote address; --by remote-address has")

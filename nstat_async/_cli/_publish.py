@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         **({} if arguments.spool_size is None else {"spool_bytes": arguments.spool_size}),
         report=complain,
     )
-    backend, options = backend_of(arguments), monitor_options(arguments)
+    backend = backend_of(arguments)
+    options = monitor_options(arguments, backend)
 
     async def work(scope: Scope) -> int:
         async with Monitor(backend=backend, **options) as monitor:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("backend: a recording cannot be recorded again; copy the file")
     tape = _Tape(arguments)
     backend = backend_of(arguments)
-    options = monitor_options(arguments)
+    options = monitor_options(arguments, backend)
     if "flow_filter" in options:  # whoever wants to share the flows of one process must know
         complain(f"{tape.name}: all flows are recorded, also those that do not pass; give the filter to `replay`")
 

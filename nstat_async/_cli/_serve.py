@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     token = arguments.token or os.environ.get(_TOKEN) or None
     if token == "new":  # noqa: S105  # the word that asks for one
         token = secrets.token_urlsafe(24)
-    backend, options = backend_of(arguments), monitor_options(arguments)
+    backend = backend_of(arguments)
+    options = monitor_options(arguments, backend)
 
     def open_monitor() -> Monitor:
         return Monitor(backend=backend, **options)

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output()
     lines_of = flow_form(arguments, output)
     backend = backend_of(arguments)
-    options = monitor_options(arguments)
+    options = monitor_options(arguments, backend)
     found: list[tuple[Flow, Counts | None]] | None = None
     moment: float | None = None
 

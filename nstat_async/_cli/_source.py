@@ -13,7 +13,9 @@ from .. import backends
 from .._contract import Backend
 from .._errors import BackendUnavailableError, UnavailableReason, UsageError
 from .._model import Provider
-from ..filters import Filter, by_provider, from_items
+from .._options import DEFAULT_PROVIDERS
+from ..filters import Filter, by_provider, check_reach, from_items, unknown_users
+from ._output import complain
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
@@ -63,14 +65,43 @@ def is_recorded(arguments: argparse.Namespace) -> bool:
     return arguments.command == "replay" or str(arguments.backend).startswith("replay:")
 
 
-def monitor_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `Monitor` for the common options; options that are not given keep their default."""
+def _check_filter(chosen: Filter, arguments: argparse.Namespace, backend: Backend) -> None:
+    """Refuse conditions that no flow can meet here, and say which users this machine does not know.
+
+    Raises:
+        UsageError: No flow of this command has what is asked for.
+    """
+    keys = {key for key, _ in chosen.conditions}
+    if "outcome" in keys and arguments.command == "snapshot":
+        raise UsageError(
+            "filter: outcome: the flows of a snapshot have not ended; `watch` and `processes` see the ends"
+        )
+    if "namespace" in keys and isinstance(backend, backends.SockDiag) and backend.netns == (None,):
+        raise UsageError("filter: namespace: only this network namespace is watched, which has no name; see --netns")
+    check_reach(chosen, backend.name, arguments.provider or DEFAULT_PROVIDERS)
+    if isinstance(backend, (backends.SockDiag, backends.Kctl)):  # other users than this machine's have other names
+        for name in unknown_users(chosen):
+            complain(f"filter: no user of this machine is named {name!r}")
+
+
+def monitor_options(arguments: argparse.Namespace, backend: Backend | None = None) -> dict[str, Any]:
+    """The keywords of `Monitor` for the common options; options that are not given keep their default.
+
+    Args:
+        arguments: Those of the command.
+        backend: Where the flows come from; `None`: a recording.
+
+    Raises:
+        UsageError: The filter is about what flows of this backend never have.
+    """
     names = ("interval", "ebpf", "extras", "every_update")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name, None))}
     pulse = getattr(arguments, "pulse", None)
     if pulse is not None:
         options["pulse"] = pulse or None  # 0 is off
     condition = filter_of(arguments)
+    if condition is not None and backend is not None:
+        _check_filter(condition, arguments, backend)
     recorded = is_recorded(arguments)
     if recorded and arguments.provider:  # a recording has all its flows: filter them
         chosen = by_provider(*arguments.provider)

@@ -14,4 +14,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Stream events."""
     output = Output(quiet=arguments.quiet)
     formatter = event_formatter(arguments, output)
-    return show_events(arguments, backend_of(arguments), monitor_options(arguments), output, formatter)
+    backend = backend_of(arguments)
+    return show_events(arguments, backend, monitor_options(arguments, backend), output, formatter)

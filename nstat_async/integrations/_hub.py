@@ -22,7 +22,7 @@ from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
 from nstat_async.aggregate import GroupBy, ProcessTable, SortKey, TrafficTable
-from nstat_async.filters import Filter, from_items
+from nstat_async.filters import Filter, check_reach, from_items
 from nstat_async.json import JsonFormatter, to_dict
 
 from ._log import EVENTS_AT_ONCE, EventLog, Reader, message
@@ -152,16 +152,15 @@ class Hub:
             UsageError: A condition is wrong, or is about something that this monitor does not ask for.
         """
         chosen = from_items(items)
-        if chosen is not None and chosen.needs_extras and self._is_without_extras():
-            # It would never match, which looks like silence.
-            raise UsageError(
-                "filter: cmdline: command lines are not asked for here; serve with --extras, in a program with Monitor(extras=True)"
-            )
+        if chosen is not None and self.monitor is not None:
+            backend, options = self.monitor.capabilities.backend, self.monitor.options
+            check_reach(chosen, backend, options.providers)
+            if chosen.needs_extras and backend == "sock_diag" and not options.extras:
+                # It would never match, which looks like silence.
+                raise UsageError(
+                    "filter: cmdline: command lines are not asked for here; serve with --extras, in a program with Monitor(extras=True)"
+                )
         return chosen
-
-    def _is_without_extras(self) -> bool:
-        monitor = self.monitor
-        return monitor is not None and monitor.capabilities.backend == "sock_diag" and not monitor.options.extras
 
     def view(self, group: str, items: Iterable[tuple[str, str]]) -> View:
         """The table of a request; see `Views.find`."""

@@ -11,8 +11,10 @@ import attrs
 import pytest
 from support import run
 
-from nstat_async import Capabilities, MonitorStatistics, Provider, Visibility
+from nstat_async import Capabilities, MonitorStatistics, Provider, Visibility, backends
+from nstat_async._cli._arguments import build_parser
 from nstat_async._cli._limits import Limits
+from nstat_async._cli._source import monitor_options
 
 TCP = frozenset({Provider.TCP})
 ALL = Capabilities(
@@ -60,6 +62,16 @@ def test_processes_ends_with_what_no_flow_explains(monkeypatch):
     *_, last = run(*command, "--json")[1].splitlines()
     row = json.loads(last)
     assert (row["kind"], row["rx_bytes"], row["tx_bytes"]) == ("unattributed", 2_000, 0)
+
+
+@pytest.mark.parametrize(
+    "backend", [backends.SockDiag(), backends.Kctl(), backends.Emulated(), backends.Fleet("nats://x"), None]
+)
+def test_a_user_whom_this_machine_does_not_know_is_named_unless_it_may_be_another_machines(backend, capfd):
+    arguments = build_parser("watch").parse_args(["watch", "--filter", "user=root,nosuch"])
+    assert monitor_options(arguments, backend)["flow_filter"] is not None
+    here = isinstance(backend, (backends.SockDiag, backends.Kctl))
+    assert capfd.readouterr().err == here * "nstat-async: filter: no user of this machine is named 'nosuch'\n"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux knows command lines with extras only")

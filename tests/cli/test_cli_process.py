@@ -476,6 +476,19 @@ def test_what_is_near_by_chance_is_not_suggested(word, others):
         (["history", "x", "--step", "1_0m"], "argument --step: '1_0m' is not a time"),
         (["history", "x", "--since", "\u0665d"], "argument --since: '\u0665d' is neither a duration"),
         (["history", "x", "--since", "17000000\u0660\u0660"], "argument --since: '17000000\u0660\u0660' is neither a"),
+        (
+            ["snapshot", "--backend", "emulated", "--filter", "outcome=refused"],
+            "argument --filter: outcome: the flows of a",
+        ),
+        (["snapshot", "--backend", "sock_diag", "--filter", "namespace=x"], "argument --filter: namespace: only this"),
+        (
+            ["processes", "--backend", "emulated", "--filter", "host=x"],
+            "argument --filter: host: only flows of a fleet",
+        ),
+        (
+            ["record", "x", "--backend", "emulated", "--filter", "provider=raw"],
+            "argument --filter: provider: raw flows",
+        ),
         (["replay", "x", "--timebase", "1_25/3"], "argument --timebase: '1_25/3' is not a fraction"),
         (["processes", "--names"], "argument --names: rows by process have no remote address"),
         (["history", "h.db", "--name", ""], "argument --name: the text is empty"),

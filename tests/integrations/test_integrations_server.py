@@ -312,13 +312,9 @@ async def test_options_out_of_range_are_refused_by_name(options):
         create_app(FakeMonitor, **options)
 
 
-class OptionsOfLinux(list):
-    extras = False
-
-
 async def test_command_lines_that_nobody_asks_for_are_no_condition_instead_of_one_that_nothing_meets():
     monitor = FakeMonitor()
-    monitor.capabilities, monitor.options = attrs.evolve(monitor.capabilities, backend="sock_diag"), OptionsOfLinux()
+    monitor.capabilities = attrs.evolve(monitor.capabilities, backend="sock_diag")
     async with served(monitor) as client:
         for path in ("/events?cmdline=x", "/processes?~cmdline=x", "/live?pid=1&cmdline=x"):
             answer = await client.get(path)
@@ -326,6 +322,12 @@ async def test_command_lines_that_nobody_asks_for_are_no_condition_instead_of_on
             assert "serve with --extras" in answer.text
         monitor.options.extras = True
         assert (await client.get("/processes?cmdline=x")).status_code == 200
+        for path, says in (
+            ("/events?host=x", "host: only flows of a fleet have one"),
+            ("/live?provider=tcp,raw", "provider: raw flows are not asked for; --provider raw does"),
+        ):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.text.startswith(f"filter: {says}")) == (400, True)
 
 
 async def test_a_monitor_instead_of_what_makes_one_is_refused_before_the_server_starts():

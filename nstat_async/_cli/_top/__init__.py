@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             "`processes --every 1` prints the same numbers to anything"
         )
     backend = backend_of(arguments)
-    options = monitor_options(arguments)
+    options = monitor_options(arguments, backend)
     app = TopApp(
         backend,
         options,
