@@ -49,6 +49,7 @@ TESTS = {
     "nstat_async/ntstat": ("tests/ntstat", "tests/conformance", "tests/property", "tests/test_proof.py"),
     "nstat_async/sockdiag": LINUX_CORE,
     "nstat_async/ebpf": LINUX_CORE,
+    "nstat_async/fleet": ("tests/fleet",),
     "nstat_async/_buffer.py": (
         "tests/test_buffer.py",
         *MONITOR,

@@ -274,7 +274,7 @@ class Incoming:
         """Make the view of a machine that was not known."""
         view = self._views[host] = HostView(host, header.incarnation)
         if header.seq:
-            view.seq, view.exact = header.seq, False
+            view.seq = header.seq
             detail = "it is met in the middle of its run"
             self._report.lost(host, LossCause.TRANSPORT, delivery.stored, None, detail)
         self._introduce(view, header, delivery, now)
@@ -331,7 +331,6 @@ class Incoming:
             detail = "its publisher started again without having stopped in order: what happened in between is unknown"
             self._report.lost(view.host, LossCause.RESYNC, delivery.stored, None, detail)
         if header.seq:
-            view.seq, view.exact = header.seq, False
             detail = "its first messages did not arrive"
             self._report.lost(view.host, LossCause.TRANSPORT, delivery.stored, header.seq, detail)
 
