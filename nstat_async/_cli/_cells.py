@@ -52,11 +52,12 @@ def process_text(process: Process | None) -> str:
     return f"pid:{process.pid} ({name_text(process)})" if process.name else f"pid:{process.pid}"
 
 
-def name_text(process: Process) -> str:
-    """The name of a process, escaped; followed by its title if that differs, as for scripts."""
+def name_text(process: Process, *, short: bool = False) -> str:
+    """The name of a process, escaped; followed by its title if that differs, as for scripts. `short`: the title alone."""
     name, title = process.name or UNKNOWN, process.title
-    says_more = title is not None and not name.startswith(title)
-    return escape(f"{name}: {title}" if says_more else name)
+    if title is None or name.startswith(title):
+        return escape(name)
+    return escape(title if short else f"{name}: {title}")
 
 
 def place_text(flow: Flow) -> str:

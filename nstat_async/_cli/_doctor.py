@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from textwrap import wrap
 
 import attrs
 
@@ -15,6 +16,8 @@ from ._table import cell_width
 
 _COLOURS = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[31m", "info": "\x1b[2m"}
 _PLAIN = "\x1b[0m"
+_LEAST = 20
+"""Least width of a detail that is wrapped here, and not by the terminal."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,12 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.line(render_json(report))
     else:
-        output.lines(render_text(report, colour=use_colour(output.stream)))
+        output.lines(render_text(report, colour=use_colour(output.stream), columns=output.columns))
     return 0 if report.works else 1
 
 
-def render_text(report: DoctorReport, *, colour: bool = False) -> list[str]:
-    """One line per finding; further lines of its detail are indented below it."""
+def render_text(report: DoctorReport, *, colour: bool = False, columns: int | None = None) -> list[str]:
+    """One line per finding; further lines of its detail, and what does not fit a terminal, are indented below it."""
     width = max((cell_width(escape(finding.name)) for finding in report.findings), default=0)
     lines = []
     for finding in report.findings:
@@ -50,7 +53,10 @@ def render_text(report: DoctorReport, *, colour: bool = False) -> list[str]:
         shown = f"{status:<4}"
         if colour:
             shown = f"{_COLOURS[status]}{shown}{_PLAIN}"
-        first, *more = [escape(part) for part in finding.detail.splitlines()] or [""]
+        parts = [escape(part) for part in finding.detail.splitlines()]
+        if columns is not None and columns >= width + 8 + _LEAST:
+            parts = [piece for part in parts for piece in wrap(part, columns - width - 8, break_on_hyphens=False)]
+        first, *more = parts or [""]
         lines.append(f"{shown}  {name}{' ' * (width - cell_width(name))}  {first}".rstrip())
         lines += [f"{'':<{width + 8}}{part}" for part in more]
     lines.append("" if report.works else "nothing works here: see the lines marked fail")

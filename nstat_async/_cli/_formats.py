@@ -33,6 +33,8 @@ _LOCAL, _REMOTE = 2, 3
 _RIGHT = frozenset({5, 7, 8})
 _SPARE = (9, 4, _LOCAL, 1)
 """Columns that a narrow terminal leaves out, in this order: the interface, the state, the local end, the protocol."""
+_LAST = (8, 5)
+"""Then what was sent, and the pid."""
 _MAIN = 6
 """Number of columns in a table of rows that are not left out, except the number of all flows."""
 
@@ -143,13 +145,13 @@ def flow_form(arguments: argparse.Namespace, output: Output) -> Callable[[Found,
 
 
 def _flow_table(rows: list[list[str]], columns: int | None) -> list[str]:
-    lines = render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE)
+    lines = render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE, last=_LAST)
     if _HEADINGS[_LOCAL] in lines[0].split():
         return lines
     for row in rows:
         if row[_REMOTE] == "*":  # it waits for somebody: say where
             row[_REMOTE] = row[_LOCAL]
-    return render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE)
+    return render(_HEADINGS, rows, right=_RIGHT, columns=columns, spare=_SPARE, last=_LAST)
 
 
 def _events(found: Found, moment: float) -> list[FlowAdded]:
@@ -212,6 +214,15 @@ def _table(
 ) -> list[str]:
     headings = [column.heading if view is None else view.heading_of(column) for column in columns]
     right = [at for at, column in enumerate(columns) if column.is_number]
-    flows = [at for at, column in enumerate(columns) if column.heading == "FLOWS"]
-    spare = [] if chosen else [*range(len(columns) - 1, _MAIN - 1, -1), *flows]
-    return render(headings, cells, right=right, columns=output.columns, spare=spare)
+    spare: list[int] = []
+    last: list[int] = []
+    if not chosen:
+        spare = [*range(len(columns) - 1, _MAIN - 1, -1), *_places(columns, "FLOWS")]
+        last = _places(columns, "OPEN", "TX", "PID")
+    return render(headings, cells, right=right, columns=output.columns, spare=spare, last=last)
+
+
+def _places(columns: Sequence[Column], *names: str) -> list[int]:
+    """Where the columns with these headings are, if they are there."""
+    places = {column.heading: place for place, column in enumerate(columns)}
+    return [places[name] for name in names if name in places]

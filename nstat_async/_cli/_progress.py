@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from time import monotonic
 
 import anyio
 import attrs
 
-from ._output import say
+from ._output import in_one_line, say
+from ._table import fit
 
 _ERASE = "\r\x1b[K"
 
@@ -27,7 +30,9 @@ class Progress:
         """Write the line over the last one."""
         text = self.describe()
         if text:
-            say(f"{_ERASE}{monotonic() - self.started:.0f} s  {text}")
+            line = in_one_line(f"{monotonic() - self.started:.0f} s  {text}")
+            room = _columns() - 1  # a longer line would begin another one, and stay
+            say(f"{_ERASE}{fit(line, room).rstrip() if room > 0 else line}")
 
     def clear(self) -> None:
         """Take the line away."""
@@ -38,3 +43,11 @@ class Progress:
         while True:
             await anyio.sleep(self.every)
             self.show()
+
+
+def _columns() -> int:
+    """How wide the terminal is now; 0 if it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0

@@ -63,6 +63,7 @@ def render(
     right: Collection[int] = (),
     columns: int | None = None,
     spare: Sequence[int] = (),
+    last: Sequence[int] = (),
 ) -> list[str]:
     """The lines of a table with its headings.
 
@@ -72,12 +73,13 @@ def render(
         right: Columns that are aligned to the right.
         columns: Greatest width of the table; `None`: any width.
         spare: Columns that are left out if there is no room, in this order. Then long texts are shortened in the middle.
+        last: Columns that are left out if there is no room for the shortest texts either, in this order.
     """
     everything = [headings, *rows]
     widths = [max(map(cell_width, column)) for column in zip(*everything, strict=True)]
     if columns is None:
         return [_line(cells, widths, right) for cells in everything]
-    kept = _kept(widths, columns, right, spare)
+    kept = _kept(widths, columns, right, spare, last)
     aligned = {at for at, column in enumerate(kept) if column in right}
     widths = _narrowed([widths[at] for at in kept], columns - _GAP * (len(kept) - 1), aligned)
     return [
@@ -86,13 +88,16 @@ def render(
     ]
 
 
-def _kept(widths: Sequence[int], columns: int, right: Collection[int], spare: Sequence[int]) -> list[int]:
+def _kept(
+    widths: Sequence[int], columns: int, right: Collection[int], spare: Sequence[int], last: Sequence[int]
+) -> list[int]:
     """The columns that fit, if texts are shortened."""
-    least = [width if at in right else min(width, _SHORT) for at, width in enumerate(widths)]
     kept = list(range(len(widths)))
-    for column in spare:
-        if sum(least[at] + _GAP for at in kept) - _GAP > columns:
-            kept.remove(column)
+    for short, candidates in ((_SHORT, spare), (_SHORTEST, last)):
+        least = [width if at in right else min(width, short) for at, width in enumerate(widths)]
+        for column in candidates:
+            if sum(least[at] + _GAP for at in kept) - _GAP > columns:
+                kept.remove(column)
     return kept
 
 

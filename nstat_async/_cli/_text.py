@@ -220,7 +220,7 @@ class TextFormatter:
         kind, local, remote, process = known.cells
         owner = known.flow.process
         if owner is not None and owner.name:
-            process = f"{owner.pid} {name_text(owner)}"  # the name begins six columns earlier
+            process = f"{owner.pid} {name_text(owner, short=True)}"  # the name begins six columns earlier
         time = self._moment[1][:-4]
         cells = [time, kind, f"{local} >", remote, process, *(text.partition(" (")[0] for text in (known.rx, known.tx))]
         widths = [min(_WIDEST, cell_width(self.cell(f"narrow {at}", text))) for at, text in enumerate(cells)]

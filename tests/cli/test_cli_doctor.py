@@ -28,6 +28,15 @@ def test_text_has_a_line_a_finding_and_indented_details():
     ]
 
 
+def test_a_detail_is_wrapped_between_words_on_a_terminal_that_has_room_for_it():
+    report = DoctorReport((Finding("kctl", Status.INFO, "the kernel control exists on macOS only"),), works=True)
+    assert render_text(report, columns=32) == [
+        "info  kctl  the kernel control",
+        "            exists on macOS only",
+    ]
+    assert len(render_text(report, columns=31)) == 1, "too little is left for whole words"
+
+
 def test_colour_marks_the_status_only():
     lines = render_text(GOOD, colour=True)
     assert lines[1].startswith("\x1b[32mok  \x1b[0m  sock_diag")

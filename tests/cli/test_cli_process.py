@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import io
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -22,6 +26,7 @@ from support import PYTHON, run
 
 from nstat_async._cli._output import events_text, use_colour
 from nstat_async._cli._parser import did_you_mean
+from nstat_async._cli._progress import Progress
 from nstat_async._starting import is_command
 
 EXAMPLE = "stack/xnu-11417.121.6/b_tcp_loopback"
@@ -322,6 +327,23 @@ def test_a_terminal_is_told_that_a_command_without_output_counts(words, says, en
     os.close(near)
     assert process.wait(120) == 0
     assert re.search(rb"\r\x1b\[K" + ends, said), "the line is taken away first"
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(12, "7 s  日本…"), (13, "7 s  日本語…"), (80, "7 s  日本語日\\x1b本"), (0, "7 s  日本語日\\x1b本")],
+)
+def test_a_line_of_progress_stays_in_one_line_of_the_terminal(columns, shown, monkeypatch):
+    """A longer one could not be taken away."""
+    near, far = pty.openpty()
+    with open(near, "rb", buffering=0), open(far, "w", encoding="utf-8") as terminal:
+        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        said = io.StringIO()
+        monkeypatch.setattr(said, "fileno", terminal.fileno)
+        monkeypatch.setattr(sys, "stderr", said)
+        monkeypatch.setattr("nstat_async._cli._progress.monotonic", lambda: 107.0)
+        Progress(lambda: "日本語日\x1b本", started=100.0).show()
+    assert said.getvalue() == f"\r\x1b[K{shown}"
 
 
 @pytest.mark.parametrize(

@@ -196,10 +196,10 @@ def test_lines_fit_a_terminal_and_stand_in_columns_there():
     flows = [
         attrs.evolve(
             sample.CURL, id=str(at), local=Endpoint.parse("10.0.0.1", 50_000 + at), remote=Endpoint.parse(remote, 443),
-            process=Process(at, name),
+            process=Process(at, name, title=title),
         )
-        for at, (remote, name) in enumerate([
-            ("192.0.2.7", "a"), ("2001:db8:1234:5678:9abc:def0:1234:5678", "python3.11: a title"), ("192.0.2.9", "日本語"),
+        for at, (remote, name, title) in enumerate([
+            ("192.0.2.7", "a", None), ("2001:db8:1234:5678:9abc:def0:1234:5678", "python3.11", "a title"), ("192.0.2.9", "日本語", None),
         ], 1)
     ]  # fmt: skip
     counts = Counts(rx_bytes=123_456, tx_bytes=12, rx_packets=1234, tx_packets=1)
@@ -224,7 +224,7 @@ def test_lines_fit_a_terminal_and_stand_in_columns_there():
         ]
         assert max(map(cell_width, lines)) <= room
         assert len({cell_width(line[: line.index("rx 123 kB")]) for line in lines[:3]}) == 1
-        assert all(shown in line for line, shown in zip(lines, ["1 a", "2 python", "3 日本語"] * 2, strict=True))
+        assert all(shown in line for line, shown in zip(lines, ["1 a", "2 a t", "3 日本語"] * 2, strict=True))
         assert all(line.endswith("[dropped]") for line in lines[3:]) or room < 40
     formatter = TextFormatter(utc=True, columns=lambda: max(whole))
     assert all("(1234)" in formatter(FlowAdded(0.0, flow, counts, preexisting=False)) for flow in flows)

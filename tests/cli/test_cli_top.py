@@ -474,7 +474,10 @@ async def test_the_application_shows_processes_and_takes_keys():
         assert "late" not in _screen(app)
         await pilot.press("p")
         await _until(pilot, lambda: "late" in _screen(app))
-        await pilot.press("question_mark", "escape")
+        suspended: list[bool] = []
+        app.action_suspend_process = lambda: suspended.append(True)
+        await pilot.press("question_mark", "ctrl+z", "escape", "ctrl+z")
+        assert len(suspended) == 2, "also where the keys are shown"
         await pilot.resize_terminal(200, 60)
         await _until(pilot, lambda: len(_screen(app).splitlines()[0]) >= 198)
         assert "late" in _screen(app)

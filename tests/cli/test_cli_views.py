@@ -35,7 +35,7 @@ from nstat_async import (
     UsageError,
 )
 from nstat_async._cli._columns import event_columns, picked, row_columns
-from nstat_async._cli._formats import event_formatter, flow_form
+from nstat_async._cli._formats import event_formatter, flow_form, row_form
 from nstat_async._cli._names import NameResolver
 from nstat_async._cli._output import Output
 from nstat_async._cli._processes import _missing
@@ -182,6 +182,23 @@ def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
     status, out, _ = run(*command, "--backend", source)
     assert status == 0
     assert max(map(len, out.splitlines())) <= width
+
+
+@pytest.mark.parametrize(("width", "ends"), [(30, ["960 kB", "960 kB"]), (40, ["960 kB", "320 kB"])])
+def test_tables_of_much_traffic_fit_a_narrow_terminal_too(width, ends):
+    owner = Process(4_194_303, "python3.11", title="mail-relay")
+    both = {"local": Endpoint.parse("127.0.0.1", 50_000), "remote": Endpoint.parse("192.0.2.1", 50_000)}
+    flow = Flow("1", Provider.TCP, None, process=owner, **both)
+    counts = Counts(rx_bytes=960_000, tx_bytes=320_000)
+    output = types.SimpleNamespace(columns=width)
+    of_flows = flow_form(argparse.Namespace(format="text", fields=None), output)
+    table = TrafficTable(GroupBy.processes())
+    table.feed(FlowAdded(0.0, flow, Counts(rx_bytes=0, tx_bytes=0), preexisting=True))
+    table.feed(FlowUpdated(1.0, flow, counts, None))
+    of_rows = row_form(argparse.Namespace(format="text", fields=None), View(), output)
+    tables = [of_flows([(flow, counts)], 0.0), of_rows(table.rows(), 0.0)]
+    assert all(max(map(len, lines)) <= width for lines in tables)
+    assert [lines[1][-6:] for lines in tables] == ends
 
 
 def test_headings_of_chosen_fields_stand_above_the_columns_of_the_first_events():

@@ -114,7 +114,7 @@ class TopApp(App[None]):
         Binding("question_mark,f1", "help", "Help"),
         Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "quit", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", show=False),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
         Binding("s,greater_than_sign", "next_sort(1)", "Sort"),
         Binding("less_than_sign", "next_sort(-1)", show=False),
         Binding("r", "reverse", show=False),
