@@ -225,6 +225,8 @@ class Ledger:
         entry = self._live.pop(record.cookie, None)
         if entry is not None:
             facts, established = entry.facts, entry.established
+            if not facts.local_port:  # an attempt: only its end tells from where
+                facts = facts._replace(local_port=record.local_port, local=record.local)
         elif self._ends_again(record):
             return
         else:

@@ -115,7 +115,7 @@ class _Facts:
     family: int
     protocol: int
     local_port: int
-    """Host order; 0: not known."""
+    """Host order; 0: not known, as at the beginning of an attempt, and in older recordings at the end of each connection."""
     remote_port: int
     """Network order; 0: not known."""
     type: int

@@ -54,6 +54,7 @@ struct sock {
     kuid_t sk_uid;
     struct sock_cgroup_data sk_cgrp_data;
 } RELOCATED;
+struct inet_sock { u16 inet_sport; } RELOCATED;
 struct inet_connection_sock { struct { u32 lrcvtime; } icsk_ack; } RELOCATED;
 struct tcp_sock {
     u32 rcv_tstamp, lsndtime;
@@ -323,6 +324,8 @@ INLINE int change_of_state(u64 *context, int second) {
     }
     struct tcp_sock *tcp = as_tcp(sk);
     if (tcp) {
+        // inet_put_port() has cleared skc_num by now. An attempt that found no free port has the one of the connection before.
+        if (kind == CLOSED) record->facts.local_port = __builtin_bswap16(((struct inet_sock *)tcp)->inet_sport);
         record->counts.tx_bytes = tcp->bytes_sent;
         record->counts.tx_calls = tcp->bytes_acked;
         record->counts.rx_bytes = tcp->bytes_received;

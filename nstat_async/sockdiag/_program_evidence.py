@@ -55,7 +55,7 @@ from ._outcomes import outcome_by_record
 from ._output import Output
 from ._processes import Processes
 from ._reports import counted_report
-from ._rows import RowFormats, encode_row, same_connection
+from ._rows import RowFormats, encode_row, ends_completed, same_connection
 from ._waiting import Memory, Waiting, earliest
 
 REMOVAL_PATIENCE = 0.05
@@ -106,6 +106,11 @@ def protocol_of(facts: Facts) -> int:
     if facts.type == SocketType.RAW:
         return IPPROTO_RAW
     return IPPROTO_ICMP if facts.protocol == _ICMPV6 else facts.protocol
+
+
+def _may_be_same(one: bytes, other: bytes) -> bool:
+    """True if two identities may be of one connection, whichever was known first: each may lack the local port."""
+    return same_connection(one, other) or same_connection(other, one)
 
 
 @attrs.define(eq=False)
@@ -424,6 +429,8 @@ class ProgramEvidence:
         recorded = _Recorded(entry, entry.connection, book, ended)
         if entry.protocol == IPPROTO_TCP:
             entry.ended = ended
+            if not any(entry.identity[4:6]):  # an attempt, whose port only its end tells: the next one has another
+                book.complete_ends(entry, self._row(ended.facts)[0][1])
             book.begin_end(entry)
             self._recorded.add(cookie, recorded, self._output.now)
         else:
@@ -447,7 +454,7 @@ class ProgramEvidence:
             removed = self.removed.get(entry.cookie)
             if entry.state in _ESTABLISHED or (removed is not None and removed.established):
                 return True
-        return not same_connection(identity, entry.identity)
+        return not _may_be_same(identity, entry.identity)
 
     @staticmethod
     def _is_attempt(ended: Ended) -> bool:
@@ -457,14 +464,15 @@ class ProgramEvidence:
         """Report an earlier connection of a socket whose next connection became known first."""
         pieces, message = self._row(ended.facts)
         others = _ESTABLISHED if self._is_attempt(ended) else ()
-        ends = [before for before in known.before if before[1] not in others]
-        if any(same_connection(before, pieces[1]) or same_connection(pieces[1], before) for before in ends):
-            return  # its end was reported
+        for at, before in enumerate(known.before):
+            if before[1] not in others and _may_be_same(before, pieces[1]):  # its end was reported
+                known.before = (*known.before[:at], ends_completed(before, pieces[1]), *known.before[at + 1 :])
+                return
         if known.flow is not None or known.ended is not None:  # the next connection has taken its number
             if known.connection - 1 <= len(known.before):  # no earlier one is forgotten that it could be
                 self._output.lose(LossCause.GOODBYE, "a socket connected again, and was closed, before any was seen", 1)
             return
-        entry = attrs.evolve(known, last=pieces, report=None)
+        entry = attrs.evolve(known, last=pieces, report=None, over=True)
         known.connection += 1
         known.before = (*known.before, pieces[1])
         past = self._past.get(known.cookie)

@@ -1,4 +1,4 @@
-"""Make `records/story.ring`: what a kernel gave while known traffic ran. As root: ``python tests/ebpf/record_living.py``.
+"""Make `records/story.ring`: what a kernel gave while known traffic ran. As root: ``PYTHONPATH=tests python tests/ebpf/record_living.py``.
 
 The file is a sequence of pieces, each with two numbers of 32 bits before it: the channel (0 the ring, 1 the maps) and its
 length. The story is in `play`; `test_ebpf_story.py` says what it must come to.

@@ -220,6 +220,10 @@ def test_a_connection_that_never_was():
     """Refused or given up: SYN_SENT to CLOSE."""
     found = evidence(record(Kind.OPENED, 1, 0), record(Kind.CLOSED, 1, 9, old=2))
     assert [e.established for e in found if isinstance(e, Ended)] == [False]
+    opened = record(Kind.OPENED, 1, 0, pid=7, local_port=0)
+    there = {"local_port": 40000, "local": b"\x7f\0\0\1".ljust(16, b"\0")}
+    ended = evidence(opened, record(Kind.CLOSED, 1, 9, old=2, **there))[-1].facts
+    assert (ended.local_port, ended.local, ended.pid) == (40000, there["local"], 7), "only the end tells from where"
     (lone,) = evidence(record(Kind.CLOSED, 1, 9, old=2))
     assert not lone.established
 

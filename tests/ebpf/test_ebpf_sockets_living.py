@@ -87,7 +87,7 @@ def test_a_connection_from_its_beginning_to_its_end(watch):
     server = listener()
     client, inbound = accepted(server)
     exchange(client, inbound, 1000, 70000)
-    numbers = cookie(client), cookie(inbound)
+    numbers, ports = (cookie(client), cookie(inbound)), (client.getsockname()[1], inbound.getsockname()[1])
     client.close()
     assert inbound.recv(1) == b""
     inbound.close()
@@ -105,6 +105,8 @@ def test_a_connection_from_its_beginning_to_its_end(watch):
     assert ends_of(established.facts).remote_port == server.getsockname()[1]
     assert (watch.of(numbers[1])[0].outbound, watch.of(numbers[1])[0].began) == (False, True)
     assert opened.facts.net_cookie == namespace_cookie()
+    closed = {record.cookie: record.local_port for record in watch.records if record.kind == Kind.CLOSED}
+    assert tuple(closed[number] for number in numbers) == ports
     server.close()
 
 
@@ -152,6 +154,7 @@ def test_a_connection_that_is_refused(watch):
     client.close()
     ended = watch.ended(number)
     assert not ended.established
+    assert ends_of(ended.facts).local_port is not None
     assert owner_of(watch.of(number)[0].facts).pid == os.getpid()
 
 

@@ -56,9 +56,10 @@ def by_socket(found):
 
 
 def test_the_story_is_told():
-    """Both ends of a connection, one that was refused, and two datagram sockets: exact counts, process and name."""
+    """A listener, both ends of a connection, one that was refused, and two datagram sockets: exact counts, process and name."""
     found, statistics = told()
-    client, inbound, refused, receiver, sender = sorted(by_socket(found), key=shape)
+    client, listener, inbound, refused, receiver, sender = sorted(by_socket(found), key=shape)
+    assert [type(e) for e in listener] == [OwnerSeen]
     assert [type(e) for e in client] == [Seen, Established, Ended]
     assert [type(e) for e in inbound] == [Seen, OwnerSeen, Ended]
     assert [type(e) for e in refused] == [Seen, Ended]
@@ -69,13 +70,15 @@ def test_the_story_is_told():
     assert ends_of(client[1].facts)[::3] == (LOCALHOST, 4001)
     assert ends_of(inbound[0].facts)[:2] == (LOCALHOST, 4001)
     assert (refused[1].established, refused[1].totals[:2]) == (False, (0, 0))
+    assert ends_of(refused[0].facts)[:2] == (LOCALHOST, None)
+    assert ends_of(refused[1].facts).local_port > 4003, "only the end tells it"
     assert receiver[2].totals == receiver[1].totals == Totals(250, 100, 5, 5)
     assert sender[2].totals == sender[1].totals == Totals(100, 250, 5, 5)
     assert ends_of(sender[0].facts)[2:] == (LOCALHOST6, 4003)
     assert ends_of(receiver[0].facts) == (LOCALHOST6, 4003, None, None)
-    processes = {owner_of(e.facts) for e in found if owner_of(e.facts)}
-    assert len(processes) == 1
-    assert next(iter(processes))[2:] == ("python", HowKnown.CALL)
+    owners = {owner_of(e.facts) for e in found if owner_of(e.facts)}
+    assert len({owner[:2] for owner in owners}) == 1
+    assert {owner[2:] for owner in owners} == {("python", HowKnown.CALL), ("python", HowKnown.CREATOR)}
     assert all(e.final for e in found if isinstance(e, Ended))
     assert [LossMeter().update(one) for one in statistics] == [[], []]
     times = [e.time for e in found if isinstance(e, Ended)]
@@ -85,7 +88,13 @@ def test_the_story_is_told():
 def shape(story):
     """The order of the sockets in the test: by what happened to them."""
     facts, kinds = story[0].facts, [type(e) for e in story]
-    return facts.protocol, kinds != [Seen, Established, Ended], OwnerSeen not in kinds, facts.local_port != 4003
+    return (
+        facts.protocol,
+        kinds != [Seen, Established, Ended],
+        OwnerSeen not in kinds,
+        len(kinds),
+        facts.local_port != 4003,
+    )
 
 
 def test_it_is_the_same_in_any_pieces():

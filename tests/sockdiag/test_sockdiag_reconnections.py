@@ -382,3 +382,51 @@ def test_a_connection_of_which_everything_was_lost_ends_though_the_record_of_the
     kernel.session.channel_drained(1, kernel.now)
     kernel.poll()
     assert [e.flow.id for e in flow_events(kernel.events) if isinstance(e, FlowRemoved)] == ["c9", "c9.2"]
+
+
+def attempted(port: int, tick: int = 0):
+    """The record of an attempt's end, which tells from where it was made."""
+    local = {"local_port": port, "local": b"\x7f\0\0\1".ljust(16, b"\0")}
+    return record(Kind.CLOSED, 9, tick, remote_port=80 << 8, old=SocketState.SYN_SENT, **local)
+
+
+def test_an_attempt_whose_end_tells_its_port_is_not_the_next_one():
+    """A dump has the next one before the removal of the first one could come."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8), attempted(40000))
+    kernel.sockets[9] = attrs.evolve(removal(), local_port=40001, state=SocketState.SYN_SENT, info={})
+    kernel.poll()
+    (removed,) = [e for e in kernel.events if isinstance(e, FlowRemoved)]
+    assert (removed.flow.id, str(removed.flow.local), removed.final) == ("c9", "127.0.0.1:40000", True)
+    kernel.poll()
+    assert [(flow.id, flow.local.port) for flow, _ in kernel.session.flows()] == [("c9.2", 40001)]
+
+
+def test_nothing_follows_the_end_of_an_attempt_that_was_read_when_the_next_one_was_known():
+    """What is looked up about its process comes later."""
+    kernel = started()
+    kernel.hold_lookups = True
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.sockets[9] = attrs.evolve(removal(), local_port=40001, inode=2)
+    kernel.during_dump = lambda: setattr(kernel, "during_dump", lambda: kernel.ring(attempted(40000)))
+    kernel.poll()
+    kernel.hold_lookups = False
+    for command in kernel.held:
+        kernel.answer(command)
+    kernel.wait(1.0)
+    kernel.poll()
+    events = [e for e in flow_events(kernel.events) if e.flow.id == "c9"]
+    assert (kinds(events)[-1], str(events[-1].flow.local)) == ("FlowRemoved", "127.0.0.1:40000")
+
+
+def test_two_earlier_connections_with_one_peer_are_told_apart_by_the_port():
+    """The end of the first one was reported when only its beginning was known, without its port."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.wait(1.0)
+    kernel.sockets[9] = attrs.evolve(removal(), local_port=40003, remote_port=81)
+    kernel.poll()
+    for tick, port in enumerate((40000, 40001)):
+        kernel.ring(record(Kind.CLOSED, 9, tick, local_port=port, remote_port=80 << 8))
+    causes = [(e.cause, e.count) for e in kernel.events if isinstance(e, EventsLost)]
+    assert causes == [(LossCause.FINAL_COUNTS, 1), (LossCause.GOODBYE, 1)]
