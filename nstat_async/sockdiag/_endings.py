@@ -83,11 +83,20 @@ class Ending:
     peer: LastWords | None = None
 
     @property
+    def proven(self) -> bool:
+        """True if it is proven whether a FIN is among the bytes."""
+        return self.fin is not None and self.fin.proven
+
+    @property
     def open(self) -> bool:
         """True if the other end could tell more."""
-        if self.fin is None or not self.fin.proven or self.orderly is None:
+        if not self.proven or self.orderly is None:
             return True
         return not self.orderly and self.words.unread > 0
+
+    def remains_in(self, found: bytes | None) -> Remains:
+        """What is left of the socket, by the look-up of its addresses."""
+        return remains_of(self.message, found, known=self.entry.report is not None)
 
 
 class Endings:
@@ -190,8 +199,11 @@ class Endings:
             self._settle(ending)
 
     def _ask_for_remains(self, ending: Ending) -> None:
-        request = lookup_request(ending.message, IPPROTO_TCP, exact=False)
-        self._lookups.ask(request, lambda found: self._remains_found(ending, found))
+        self._look_up(ending, lambda found: self._remains_found(ending, found))
+
+    def _look_up(self, ending: Ending, take: Callable[[bytes | None], None], *, mirrored: bool = False) -> None:
+        """Look up what has the addresses of a connection now; `mirrored`: those of its other end."""
+        self._lookups.ask(lookup_request(ending.message, IPPROTO_TCP, exact=False, mirrored=mirrored), take)
 
     def _pair(self, here: End, ending: Ending) -> bool:
         """Settle an end together with the other one, if that came too; False if it did not.
@@ -205,8 +217,7 @@ class Endings:
         for end, peer in ((other, ending.words), (ending, other.words)):
             end.peer, end.fin = peer, self._fin_by(end, peer)
         if all(end.fin == (1, True) for end in (other, ending)):
-            request = lookup_request(other.message, IPPROTO_TCP, exact=False)
-            self._lookups.ask(request, lambda found: self._closed_in_order(other, ending, found))
+            self._look_up(other, lambda found: self._closed_in_order(other, ending, found))
         else:
             self._ask_for_remains(other)
             self._ask_for_remains(ending)
@@ -216,21 +227,17 @@ class Endings:
         """One of two ends must have left something. If the first has not, the other is asked for: maybe nothing is kept."""
         one.remains = other.remains = Remains.UNCLEAR
         if found != NO_ANSWER:
-            one.remains = remains_of(one.message, found, known=one.entry.report is not None)
+            one.remains = one.remains_in(found)
             other.remains = Remains.NOTHING
             if one.remains is Remains.NOTHING:
-                request = lookup_request(other.message, IPPROTO_TCP, exact=False)
-                self._lookups.ask(request, lambda found: self._closed_there(one, other, found))
+                self._look_up(other, lambda found: self._closed_there(one, other, found))
                 return
         self._finish(one)
         self._finish(other)
 
     def _closed_there(self, one: Ending, other: Ending, found: bytes | None) -> None:
         other.remains = Remains.TIME_WAIT
-        if (
-            found != NO_ANSWER
-            and remains_of(other.message, found, known=other.entry.report is not None) is Remains.NOTHING
-        ):
+        if found != NO_ANSWER and other.remains_in(found) is Remains.NOTHING:
             one.remains = other.remains = Remains.UNCLEAR
             self._forgetful = self._output.now + FORGETFUL
         self._finish(one)
@@ -246,11 +253,10 @@ class Endings:
 
         If anything is there, even a listener, a connection whose direction is not known ended in order.
         """
-        known = ending.entry.report is not None
-        if found == NO_ANSWER or (found and not known and self._may_be_reused()):
+        if found == NO_ANSWER or (found and ending.entry.report is None and self._may_be_reused()):
             remains = Remains.UNCLEAR
         else:
-            remains = remains_of(ending.message, found, known=known)
+            remains = ending.remains_in(found)
             if remains is Remains.NOTHING and self._output.now < self._forgetful:
                 remains = Remains.UNCLEAR
         ending.remains = remains
@@ -297,7 +303,7 @@ class Endings:
         return not doubted or other.cleared or is_pair(words, other)
 
     def doubt(self) -> None:
-        """Removals were lost: an end may have had another one, which nobody will tell of."""
+        """Removals were lost: those of other ends may be among them, and will not come."""
         self._doubted = self._output.now + MEMORY
 
     def _wait(self, here: End, ending: Ending) -> None:
@@ -309,8 +315,7 @@ class Endings:
         if before is not None:
             self._give_up(here, before)
         self.waiting.add(here, ending, self._output.now)
-        request = lookup_request(ending.message, IPPROTO_TCP, exact=False, mirrored=True)
-        self._lookups.ask(request, lambda found: self._peer_found(ending, here, found))
+        self._look_up(ending, lambda found: self._peer_found(ending, here, found), mirrored=True)
 
     def cleared(self, entry: Entry, words: LastWords) -> None:
         """Note that a connection was aborted, which cleared its counters; a connection that no dump had keeps its local port only."""
@@ -354,7 +359,7 @@ class Endings:
         self._remember(here, ending.words)
         if ending.orderly is None:
             ending.orderly = state in FIN_RECEIVED
-        if ending.fin is None or not ending.fin.proven:
+        if not ending.proven:
             ending.fin = fin
         self._finish(ending)
 
@@ -440,7 +445,7 @@ class Endings:
         if ending.peer is None:
             self._remember(end, ending.words)
         if len(self._ended) < MOST_REMEMBERED:  # otherwise the other end may have come, and be forgotten
-            if ending.fin is None or not ending.fin.proven:
+            if not ending.proven:
                 ending.fin = _NO_FIN  # if the other end had closed in order, its removal would have come
             ending.orderly = bool(ending.orderly)
         self._finish(ending)

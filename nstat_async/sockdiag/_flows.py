@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
@@ -17,10 +16,9 @@ from ._cgroups import CgroupNames, CgroupSource
 from ._constants import AF_INET6
 from ._entry import NOBODY, Entry
 from ._links import LinkTable, is_link_scoped
-from ._rows import address_of
+from ._rows import address_of, device_of
 from ._unread import unread_flow
 
-_DEVICE = struct.Struct("=40xI")
 _UNKNOWN: Any = object()
 """Stands for an interface that is not remembered; `None` says that there is none."""
 _SCOPED = 0xFE
@@ -35,7 +33,7 @@ def build_flow(
     others, old, names, index = entry.others, entry.flow, cgroups.names_of(entry), None
     if names is None and old is not None:
         names = old.cgroup, old.container, old.pod
-    if identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED):
+    if _may_be_scoped(identity):
         index = _scope_of(identity, links)
     return unread_flow(
         prefix_of(entry.book.number, namespace),
@@ -92,9 +90,8 @@ def _announce(
         done += 1
         _, identity, cookie, _, _ = entry.last
         names, key, report = cgroups.get(entry.cgroup), (identity[0], identity[8:]), entry.report
-        scoped = identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED)
         interface = interfaces.get(key, _UNKNOWN)
-        if scoped or names is None or entry.others is not NOBODY or interface is _UNKNOWN:
+        if _may_be_scoped(identity) or names is None or entry.others is not NOBODY or interface is _UNKNOWN:
             python(entry)
             continue
         entry.flow = flow = unread_flow(
@@ -129,11 +126,16 @@ if speedups is not None:
     announce, flows_of = _announcer.announce, _announcer.flows
 
 
+def _may_be_scoped(identity: bytes) -> bool:
+    """False if neither address is scoped, by their first bytes."""
+    return identity[0] == AF_INET6 and (identity[8] >= _SCOPED or identity[24] >= _SCOPED)
+
+
 def _scope_of(identity: bytes, links: LinkTable) -> int | None:
     """Index of the link that a scoped address belongs to; `None` if neither address is scoped."""
     own = address_of(identity, 8)
     if is_link_scoped(own) or is_link_scoped(address_of(identity, 24)):
-        return _DEVICE.unpack(identity)[0] or links.index_of(own)
+        return device_of(identity) or links.index_of(own)
     return None
 
 

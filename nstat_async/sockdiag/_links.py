@@ -10,7 +10,6 @@ Rtnetlink does not tell wireless from wired Ethernet; the host's device director
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
@@ -20,7 +19,7 @@ from .._model import Interface, InterfaceKind
 from ._constants import HardwareType, RouteMessage
 from ._host_requests import LinkKindsAnswer
 from ._messages import AddressMessage, Frame, LinkMessage
-from ._rows import address_of
+from ._rows import address_of, device_of
 
 _TUNNELS = frozenset(
     {"wireguard", "tun", "ipip", "sit", "gre", "gretap", "ip6gre", "ip6gretap", "ip6tnl", "vti", "vti6", "xfrm"}
@@ -40,7 +39,6 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
     HardwareType.IEEE80211_PRISM: InterfaceKind.WIFI,
     HardwareType.IEEE80211_RADIOTAP: InterfaceKind.WIFI,
 }
-_DEVICE = struct.Struct("=40xI")
 _IPV4_SIZE, _IPV4_BITS = 4, 32
 """Bytes and bits of an IPv4 address."""
 _LOOPBACK6 = bytes(15) + b"\1"
@@ -224,8 +222,8 @@ class LinkTable:
         if key not in passed:
             if len(passed) >= _MOST_ANSWERS:
                 passed.clear()
-            (device,), remote = _DEVICE.unpack(identity), address_of(identity, 24)
-            passed[key] = self.interface_of(address_of(identity, 8), device, remote if any(remote) else None)
+            local, remote = address_of(identity, 8), address_of(identity, 24)
+            passed[key] = self.interface_of(local, device_of(identity), remote if any(remote) else None)
         return passed[key]
 
     def remembered(self) -> dict[tuple[int, bytes], Interface | None]:

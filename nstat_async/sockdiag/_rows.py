@@ -29,6 +29,7 @@ Columns = tuple[tuple[str, tuple[slice, ...]], ...]
 _IDENTITY_SIZE = 44
 _ENDS = slice(4, 6), slice(6, 8), slice(8, 24), slice(24, 40), slice(40, _IDENTITY_SIZE)
 """Ports, addresses and device in an identity."""
+_DEVICE = struct.Struct("=40xI")
 _REST_AT = HEADER.size + 64
 """Offset of the rest, which begins with uid and inode."""
 _COUNTERS_AT = int(TcpInfo.BYTES_ACKED)
@@ -233,6 +234,12 @@ def address_of(identity: bytes, at: int) -> bytes:
     if identity[0] != AF_INET6:
         return identity[at : at + 4]
     return identity[at : at + 16].removeprefix(IPV4_MAPPED)
+
+
+def device_of(identity: bytes) -> int:
+    """Index of the interface that a socket is bound to; 0: none."""
+    device: int = _DEVICE.unpack(identity)[0]
+    return device
 
 
 def ends_completed(identity: bytes, other: bytes) -> bytes:

@@ -17,6 +17,8 @@ FEW = 8
 """If a comparison of this many rows finds a difference, they are compared one by one."""
 MANY = 1024
 """Most rows that are compared at once."""
+ALIKE = 12
+"""Bytes that rows which begin alike have in common: length, type, flags and sequence number."""
 LOOK_AHEAD = 64
 """Most expected sockets that are skipped as gone to find the one of a row."""
 
@@ -214,7 +216,7 @@ def scan(
             offset = _scan_one(data, offset, entries, poll, every, apply, protocol, form, memory)
         number += (offset - begin) // form.stride
         following = datagrams[index + 1] if index + 1 < len(datagrams) else b""
-        if offset < len(data) or len(following) < 12 or following[:12] != data[begin : begin + 12]:
+        if offset < len(data) or len(following) < ALIKE or following[:ALIKE] != data[begin : begin + ALIKE]:
             return index, offset, number
         index, offset = index + 1, 0
 
