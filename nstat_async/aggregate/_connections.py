@@ -8,6 +8,7 @@ later.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -158,7 +159,7 @@ class ConnectionTable:
     _ends: dict[str, _End] = attrs.field(factory=dict, init=False)
     _here: Any = attrs.field(factory=_no_ends, init=False)
     """Flows of this machine by their addresses, where no fleet tells the other end."""
-    _over: dict[int, _Link] = attrs.field(factory=dict, init=False)
+    _over: OrderedDict[int, _Link] = attrs.field(factory=OrderedDict, init=False)
     """Connections that are over and wait for the other end, the oldest first."""
     _done: dict[_Key, _Sums] = attrs.field(factory=dict, init=False)
     """Sums of finished connections: their number, the number with both ends, bytes to the server and to the client."""
@@ -187,7 +188,7 @@ class ConnectionTable:
                 if len(end.link.ends) > 1:
                     self._leave(end.link)  # its addresses may be used again
             while len(self._over) > WAITING:
-                self._finish(self._over.pop(next(iter(self._over))))
+                self._finish(self._over.popitem(last=False)[1])
 
     def _end(self, event: FlowEvent) -> _End:
         end = self._ends.get(event.flow.id)

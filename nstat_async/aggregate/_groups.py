@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Union
 
@@ -27,8 +28,9 @@ class Groups:
     max_finished: int
     tallies: dict[Place, Tally] = attrs.field(factory=dict, init=False)
     """The groups, in the order in which they appeared."""
-    _finished: dict[Place, Tally] = attrs.field(factory=dict, init=False)
-    """Groups without open flows, in the order in which they finished, so that ageing looks at the first only."""
+    _finished: OrderedDict[Place, Tally] = attrs.field(factory=OrderedDict, init=False)
+    """Groups without open flows, in the order in which they finished, so that ageing looks at the first only. (A plain dict would look
+    for it among all that were removed.)"""
     _sums: dict[RowKind, Tally] = attrs.field(factory=dict, init=False)
     """Sums of folded rows (``OTHER``), and of flows that a buffer gave up (``LOST``)."""
     _names: dict[Hashable, str] = attrs.field(factory=dict, init=False)

@@ -8,6 +8,7 @@ remembered for a moment.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
 
 import attrs
@@ -44,7 +45,7 @@ class Ends:
     _by_key: dict[Hashable, list[str]] = attrs.field(factory=dict, init=False)
     _keys: dict[str, tuple[Hashable, Hashable, Flow]] = attrs.field(factory=dict, init=False)
     """Keys of this end and of the other one, with the flow that they were made from."""
-    _ended: dict[Hashable, tuple[float, Peer]] = attrs.field(factory=dict, init=False)
+    _ended: OrderedDict[Hashable, tuple[float, Peer]] = attrs.field(factory=OrderedDict, init=False)
     """Flows that ended, by this end, the oldest first."""
 
     def put(self, flow: Flow) -> None:
@@ -87,7 +88,7 @@ class Ends:
         if keys is not None:
             self._ended[keys[0]] = time, peer_of(flow)
             if len(self._ended) > _REMEMBERED:
-                del self._ended[next(iter(self._ended))]
+                self._ended.popitem(last=False)
 
     def ended(self, identity: str, time: float) -> Peer | None:
         """The other end of a flow, if it ended a moment ago; no further flow gets it."""
