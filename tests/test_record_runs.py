@@ -224,7 +224,7 @@ def _changed(change: Any) -> list[Any]:
 @pytest.mark.parametrize(
     "value",
     [None, [], "x", {}, {"type": "Drained"}, {"type": ["Started"]}, {"type": "ChannelFailed", "errno": "x"}]
-    + [{"type": "ClockSet", "epoch_offset": bad} for bad in ("now", None, 10**400)]
+    + [{"type": "ClockSet", "epoch_offset": bad} for bad in ("now", None, 10**400, 1e308, -1e308)]
     + [{"type": "ChannelOpened", "receive_buffer": 10**30}, {"type": "Lookup", "token": 1.5}],
 )
 def test_a_step_that_cannot_be_is_one_damaged_record_and_the_rest_plays(value):
@@ -268,6 +268,7 @@ def test_a_record_from_the_past_is_damaged_and_a_leap_forward_is_time():
         {"library": 3},
         {"zero_ns": 10**400},
         {"epoch_offset": float("inf")},
+        {"epoch_offset": 1e308},
         {"setup": {"kernel": None}},
         {"setup": {"kernel": "no kernel"}},
         {"setup": {"kernel": "xnu-11417.121.6", "timebase": [0, 0]}},

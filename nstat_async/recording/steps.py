@@ -14,6 +14,7 @@ from typing import Any, Union, get_args
 
 import attrs
 
+from nstat_async._checks import positive
 from nstat_async._errors import ProtocolError
 from nstat_async._values import Vocabulary
 
@@ -38,6 +39,11 @@ __all__ = [
 ]
 
 
+_MOST_SECONDS = 1 << 33
+"""More than there are between the epoch and any time that a recording can hold: a sum of both has less than 64 bits of nanoseconds."""
+_is_an_offset = positive(least=-_MOST_SECONDS, most=_MOST_SECONDS)
+
+
 @attrs.frozen(kw_only=True)
 class Run:
     """The arguments of a recorded core, and how its clock is written: `RecordingInfo.run`."""
@@ -50,7 +56,7 @@ class Run:
     """The monitor's options for the kernel's conversation, by name."""
     zero_ns: int
     """The core's clock, in nanoseconds, at the recording's time zero."""
-    epoch_offset: float
+    epoch_offset: float = attrs.field(validator=_is_an_offset)
     """`Core.epoch_offset` at its start, seconds."""
     part: int = 1
     """Number of this file among the parts of one recording, from 1."""
@@ -108,7 +114,7 @@ class PollRequested:
 class ClockSet:
     """`Core.epoch_offset` changed."""
 
-    epoch_offset: float
+    epoch_offset: float = attrs.field(validator=_is_an_offset)
     """Its new value, seconds."""
 
 

@@ -51,6 +51,7 @@ LISTS_TO_JUDGE = 2
 PATIENCE = 1.0
 """Seconds after which a poll goes on without the rest of an answer; the maps answer at once."""
 _NANOSECONDS = 1_000_000_000
+_MOST_SECONDS = 1 << 33
 
 
 class RingSource(Source):
@@ -399,6 +400,8 @@ class Programs:
             walked = [row for row in self._walked if row.net_cookie in self._evidence.books]
             self._walked = []
             if walked and tells(self.tier).udp_bytes:
-                now = round((self._output.now + self.attached.boot_offset) * _NANOSECONDS)
+                # A recording may claim any time; the kernel's has 64 bits.
+                seconds = min(max(0.0, self._output.now + self.attached.boot_offset), _MOST_SECONDS)
+                now = round(seconds * _NANOSECONDS)
                 self.maps.send(encode_adoption(walked, now))
                 self._lists = max(self._lists, 1)  # that of this poll may have been read before: only a list shows them

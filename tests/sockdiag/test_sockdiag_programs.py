@@ -405,6 +405,15 @@ def test_datagram_sockets_that_are_older_than_the_programs_are_counted_from_the_
     assert Operation.ADOPT not in [each[0] for each in kernel.requests], "it is counted, and the others need not be"
 
 
+@pytest.mark.parametrize(("offset", "seconds"), [(1e308, 1 << 33), (-1e308, 0)])
+def test_a_recording_may_claim_any_time_since_boot(offset, seconds):
+    kernel = Programs(granted=attrs.evolve(GRANTED, boot_offset=offset))
+    kernel.held_sockets = [owner_row(datagram_record(Kind.FIRST_IO, 3, pid=5, **PORTS), 3)]
+    kernel.start()
+    ((_, _, body),) = [each for each in kernel.requests if each[0] is Operation.ADOPT]
+    assert FlowRow(3, *FLOW.unpack(body)).first == seconds * 10**9
+
+
 def test_a_datagram_socket_that_only_receives_is_counted_from_the_second_poll_on():
     """Nothing reads from it, so no record tells of it; and the list of the first poll may be read before its entry is made."""
     kernel = Programs()
