@@ -20,7 +20,7 @@ from nstat_async._model import Details, Endpoint, Flow, Process, unmapped
 ProcessKey = tuple[int, Union[int, None]]
 """Process id and `Process.unique_pid`."""
 
-_OF_ONE_MACHINE = frozenset({"cgroup", "network namespace"})
+_OF_ONE_MACHINE = frozenset({"cgroup", "network namespace", "parent process"})
 """Groupings whose numbers and names are valid on one machine only."""
 
 
@@ -155,22 +155,24 @@ class GroupBy:
         if found is None:
             raise UsageError(f"GroupBy: {name!r} is not one of {', '.join(_groupings(TABLE))}")
         owner, field = found
+        per_host = name in _OF_ONE_MACHINE
         if owner == "details":
             return cls(
                 name=name,
                 key=lambda _flow, details: None if details is None else field.value_of(details),
                 needs_details=True,
-                per_host=name in _OF_ONE_MACHINE,
+                per_host=per_host,
             )
         if owner is None:
-            return attrs.evolve(cls.function(field.value_of, name), per_host=name in _OF_ONE_MACHINE)
+            return attrs.evolve(cls.function(field.value_of, name), per_host=per_host)
 
         def of_part(flow: Flow) -> Hashable:
             part = getattr(flow, owner)
             key: Hashable = None if part is None else field.value_of(part)
             return key
 
-        return attrs.evolve(cls.function(of_part, name), learns=_learned_program if owner == "process" else _no_more)
+        learns = _learned_program if owner == "process" else _no_more
+        return attrs.evolve(cls.function(of_part, name), learns=learns, per_host=per_host)
 
     @classmethod
     def named(cls, name: str) -> GroupBy:

@@ -83,6 +83,10 @@ def test_only_groupings_of_one_machine_keep_the_machines_of_a_fleet_apart():
         added(here, 1, counts(1)), added(there, 1, counts(2)), added(flow("c"), 1, counts(4)), source="fleet"
     )
     assert [(row.source, row.rx_bytes) for row in processes.rows()] == [("web1", 1), ("web2", 2), ("fleet", 4)]
+    child = attrs.evolve(SSHD, parent_pid=1)
+    parents = TrafficTable(GroupBy.field("parent process"))
+    parents.feed_many(added(attrs.evolve(each, process=child), 1, counts(1)) for each in (here, there))
+    assert [(row.source, row.key) for row in parents.rows()] == [("web1", 1), ("web2", 1)]
 
 
 def test_a_row_names_the_cgroup_of_its_first_flow_that_has_one():
