@@ -1,7 +1,7 @@
 """The latest events of a monitor, for any number of readers: each is formatted once, for all of them.
 
 To take in a batch costs the same for any number of readers that do not read; a reader gets the
-text of a batch by reference, and a new reader gets the open flows first.
+text of a batch by reference, and a new reader gets the machines of a fleet and the open flows first.
 
 A reader has a place in the log. A reader that falls behind moves events that are about to be dropped into a
 coalescing buffer of its own, so that it gets fewer updates and the same totals. At most `MAX_BEHIND` readers may do
@@ -19,7 +19,7 @@ import attrs
 
 from nstat_async._buffer import EventBuffer
 from nstat_async._escape import dump
-from nstat_async._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, FlowRemoved
+from nstat_async._events import AnyEvent, EventsLost, FlowAdded, FlowEvent, FlowRemoved, HostState, HostUpdated
 from nstat_async._options import Overflow
 from nstat_async.filters import Filter, FlowGate
 from nstat_async.json import JsonFormatter
@@ -63,6 +63,7 @@ class EventLog:
         """How many events came so far."""
         self.open_flows: dict[str, FlowEvent] = {}
         """The newest event of each open flow."""
+        self._machines: dict[str | None, HostUpdated] = {}
         self.readers: set[Reader] = set()
         self._capacity = capacity
         self._batches: deque[_Batch] = deque()
@@ -82,6 +83,10 @@ class EventLog:
                 self.open_flows.pop(event.flow.id, None)
             elif isinstance(event, FlowEvent):
                 self.open_flows[event.flow.id] = event
+            elif isinstance(event, HostUpdated):
+                self._machines.pop(event.host, None)
+                if event.state is not HostState.LEFT:
+                    self._machines[event.host] = event
         for part in _parts(events):
             self._batches.append(_Batch(self._next_number, self.count, part))
             self._next_number += 1
@@ -151,7 +156,7 @@ class EventLog:
         return as_message(self._format(event))
 
     def listing(self) -> tuple[int, list[_Batch]]:
-        """All open flows as `FlowAdded`, and the number of the batch that comes after them.
+        """The machines, all open flows as `FlowAdded`, and the number of the batch that comes after them.
 
         Readers that start shortly after each other get the same listing.
         """
@@ -161,9 +166,10 @@ class EventLog:
         return self._listing
 
     def opened(self) -> list[AnyEvent]:
-        """All open flows, as a new reader gets them."""
-        newest = self.open_flows.values()
-        return [FlowAdded(self._time, event.flow, event.counts, preexisting=True) for event in newest]
+        """The machines of a fleet and all open flows, as a new reader gets them."""
+        newest, time = self.open_flows.values(), self._time
+        machines = [attrs.evolve(event, time=time) for event in self._machines.values()]
+        return [*machines, *(FlowAdded(time, event.flow, event.counts, preexisting=True) for event in newest)]
 
     def latest(self, since: int, most: int, chosen: Filter | None) -> list[str]:
         """The newest events about flows and losses, as lines of JSON, oldest first.

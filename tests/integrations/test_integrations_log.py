@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples import examples
-from nstat_async import filters
+from nstat_async import HostState, HostUpdated, filters
 from nstat_async.aggregate import ProcessTable
 from nstat_async.integrations import _log
 from nstat_async.integrations._log import EventLog, Reader
@@ -82,6 +82,17 @@ def test_an_event_is_formatted_once_for_all_readers():
     late = [new_reader(log) for _ in range(50)]
     assert [len(read(reader)) for reader in late] == [10] * 50
     assert len(formatted) == 20, "one listing serves all who come at that time"
+
+
+def test_a_new_reader_hears_first_of_the_machines_of_a_fleet_that_did_not_leave():
+    log = EventLog(100)
+    for name, states in {"a": "present silent", "b": "present left", "c": "present"}.items():
+        log.feed([HostUpdated(1.0, HostState(state), host=name) for state in states.split()])
+    log.feed([added(flow("x", host="a"), 2, counts(1))])
+    (*machines, event) = read(Reader(log, b"", None, 100))
+    known = [(each.time, each.host, each.state.value) for each in machines]
+    assert known == [(2, "a", "silent"), (2, "c", "present")]
+    assert event.preexisting
 
 
 def test_a_reader_that_does_not_read_costs_nothing_until_the_log_is_full():
