@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 
@@ -22,15 +21,13 @@ import attrs
 from .._workload import workload_of
 from ..sockdiag import CgroupFacts, CgroupsAnswer, CgroupsRequest
 from .containers import names_of
-from .linux import libc
+from .linux import MOUNTS, libc, mounts_of
 
 BUDGET = 0.02
 """Seconds of CPU for one answer."""
 MOST = 65_536
 """Most cgroups that one walk remembers."""
 
-_MOUNTS = "/proc/self/mountinfo"
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
 _LEAF_LINKS = 2
 """Links of a directory without subdirectories (``kernfs_refresh_inode``): its forty files need not be listed."""
 _KERNFS_HANDLE = 0xFE
@@ -57,27 +54,16 @@ class Hierarchy:
         return f"{self.root.rstrip('/')}{below}" or "/"
 
 
-def unescaped(field: bytes) -> bytes:
-    """Decode a path of ``mountinfo``, in which blanks, line breaks and backslashes are octal numbers."""
-    return _ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), field)
-
-
 def find_hierarchy(mounts: bytes) -> Hierarchy | None:
     """The mount of cgroup v2 in the text of ``/proc/self/mountinfo``; `None` if it is not mounted."""
-    found = []
-    for line in mounts.splitlines():
-        fields, _, source = line.partition(b" - ")
-        parts = fields.split(b" ")
-        if source.startswith(b"cgroup2 ") and len(parts) > 4:  # root and directory are the 4th and 5th
-            root, directory = (os.fsdecode(unescaped(part)) for part in parts[3:5])
-            found.append(Hierarchy(directory, root))
+    found = (Hierarchy(directory, root) for root, directory in mounts_of(b"cgroup2", mounts.splitlines()))
     return min(found, key=lambda each: len(each.root), default=None)
 
 
 def hierarchy_here() -> Hierarchy | None:
     """The mount of cgroup v2 that this process sees; `None` if it is not mounted."""
     try:
-        with open(_MOUNTS, "rb") as file:
+        with open(MOUNTS, "rb") as file:
             return find_hierarchy(file.read())
     except OSError:
         return None

@@ -10,8 +10,9 @@ import errno
 import functools
 import os
 import platform
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import attrs
@@ -29,6 +30,8 @@ _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
 """The number of the system call, by machine."""
 _KCMP_FILES = 2
 _CLONE_NEWNET = 0x40000000
+MOUNTS = "/proc/self/mountinfo"
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 _DEVICES = "/sys/class/net"
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 """The file of the network namespace that a thread is in."""
@@ -178,6 +181,20 @@ def namespace_path(namespace: str | int) -> str:
         if os.path.exists(path):
             return path
     return f"{NAMED[0]}/{namespace}"
+
+
+def mounts_of(kind: bytes, lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Of each mount of this kind of file system the mounted directory in it, and where that is, by lines of ``mountinfo``."""
+    for line in lines:
+        fields, _, source = line.partition(b" - ")
+        parts = fields.split(b" ")
+        if source.startswith(kind + b" ") and len(parts) > 4:  # the 4th and the 5th
+            yield _unescaped(parts[3]), _unescaped(parts[4])
+
+
+def _unescaped(field: bytes) -> str:
+    """A path of ``mountinfo``, in which blanks, line breaks and backslashes are octal numbers."""
+    return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8) & 255]), field))
 
 
 def namespaces_equal(path: str) -> bool:

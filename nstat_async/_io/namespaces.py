@@ -30,12 +30,13 @@ from .._errors import BackendUnavailableError, UnavailableReason
 from ..sockdiag import FoundNamespace, NamespacesAnswer, NamespacesRequest, NetworkNamespace
 from ..sockdiag._setup import MAX_NAMESPACES, needed_to_look
 from .bpfload import namespace_cookie
-from .cgroups import unescaped
 from .linux import (
+    MOUNTS,
     NAMED,
     OWN_NAMESPACE,
     OwnNetwork,
     in_namespace,
+    mounts_of,
     namespace_path,
     namespaces_equal,
     network_of_this_thread,
@@ -424,10 +425,8 @@ def label_of(path: str) -> str:
 
 def _mounted() -> Iterator[tuple[int, str]]:
     """Mounted namespaces with their paths."""
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            fields, _, source = line.partition(b" - ")
-            parts = fields.split(b" ")
-            match = _LINK.fullmatch(os.fsdecode(parts[3])) if source.startswith(b"nsfs ") and len(parts) > 4 else None
+    with contextlib.suppress(OSError), open(MOUNTS, "rb") as file:
+        for root, path in mounts_of(b"nsfs", file):
+            match = _LINK.fullmatch(root)
             if match is not None:
-                yield int(match[1]), os.fsdecode(unescaped(parts[4]))
+                yield int(match[1]), path

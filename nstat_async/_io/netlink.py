@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .._contract import Channel
@@ -112,6 +113,17 @@ class NetlinkTransport:
         self._closed = False
         self._programs: EbpfSource | None = None
         self._attaching = threading.Lock()
+        self._answers: dict[type, Callable[[Any], Any]] = {
+            OwnersRequest: self._scanner.answer,
+            ProcessesRequest: self._name,
+            SocketTablesRequest: self._tables,
+            LinkKindsRequest: self._link_kinds,
+            TrafficRequest: self._traffic,
+            CgroupsRequest: self._cgroups.answer,
+            ChangedRequest: self._changed,
+            NamespacesRequest: self._find,
+            AttachRequest: self._attach,
+        }
 
     def open(self, purpose: Any) -> Channel:
         """Open a channel.
@@ -159,27 +171,13 @@ class NetlinkTransport:
         Raises:
             OSError: ``/proc`` cannot be read.
         """
-        if isinstance(request, OwnersRequest):
-            return self._scanner.answer(request)
-        if isinstance(request, ProcessesRequest):
-            facts = (self._processes.facts(pid) for pid, _ in request.processes)
-            found = tuple(each for each in facts if each.start_ticks is not None)
-            return ProcessesAnswer(found, user_names(request.users))
-        if isinstance(request, SocketTablesRequest):
-            return self._tables(request)
-        if isinstance(request, LinkKindsRequest):
-            return self._link_kinds(request)
-        if isinstance(request, TrafficRequest):
-            return self._traffic(request)
-        if isinstance(request, CgroupsRequest):
-            return self._cgroups.answer(request)
-        if isinstance(request, ChangedRequest):
-            return self._changed(request)
-        if isinstance(request, NamespacesRequest):
-            return self._find(request)
-        if isinstance(request, AttachRequest):
-            return self._attach(request)
-        return None
+        answer = self._answers.get(type(request))
+        return None if answer is None else answer(request)
+
+    def _name(self, request: ProcessesRequest) -> ProcessesAnswer:
+        facts = (self._processes.facts(pid) for pid, _ in request.processes)
+        found = tuple(each for each in facts if each.start_ticks is not None)
+        return ProcessesAnswer(found, user_names(request.users))
 
     def _changed(self, request: ChangedRequest) -> ChangedAnswer:
         programs = self._programs

@@ -30,7 +30,7 @@ from ._counts import (
     packets_grown,
 )
 from ._details import Details, DetailsSource, DomainInfo
-from ._flow import IPV4_MAPPED, Endpoint, Flow, Interface, Peer, Process, unmapped
+from ._flow import IPV4_MAPPED, Endpoint, Flow, Interface, Peer, Process, is_loopback, unmapped
 from ._kinds import UNCOUNTED_PROVIDERS, Attribution, Direction, InterfaceKind, Outcome, Provider, TcpState
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "began_anew",
     "counts_of",
     "growth",
+    "is_loopback",
     "packets_grown",
     "unmapped",
 ]

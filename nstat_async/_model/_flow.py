@@ -35,6 +35,7 @@ def _address_text(packed: bytes) -> str:
     return socket.inet_ntop(family, packed)
 
 
+_LOOPBACK6 = bytes(15) + b"\1"
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4-mapped IPv6 address begins with: a socket of both families has the peer a.b.c.d as ``::ffff:a.b.c.d``."""
 
@@ -42,6 +43,11 @@ IPV4_MAPPED = bytes(10) + b"\xff\xff"
 def unmapped(packed: bytes) -> bytes:
     """A packed address, as IPv4 if it is IPv4-mapped."""
     return packed.removeprefix(IPV4_MAPPED)
+
+
+def is_loopback(packed: bytes) -> bool:
+    """True for a packed address in 127.0.0.0/8, and for ``::1``."""
+    return packed[0] == 127 if len(packed) == 4 else packed == _LOOPBACK6
 
 
 @attrs.frozen(repr=False, weakref_slot=False)
@@ -99,9 +105,8 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """True for 127.0.0.0/8 and ``::1``."""
-        if len(self.packed) == 4:
-            return self.packed[0] == 127
-        return self.packed == b"\0" * 15 + b"\1"
+        packed = self.packed  # as the function of this name, without a call: filters ask for every flow
+        return packed[0] == 127 if len(packed) == 4 else packed == _LOOPBACK6
 
     def __str__(self) -> str:
         scope = f"%{self.scope_id}" if self.scope_id else ""

@@ -25,6 +25,7 @@ from .._model import (
     MediumCounts,
     Provider,
     TcpState,
+    is_loopback,
 )
 from ._constants import DARWIN_AF_INET, DARWIN_AF_INET6, NO_FLOWS, TCP_STATES, Extension, InterfaceProperty
 from ._counters import (
@@ -328,20 +329,13 @@ class DescriptorReader:
         return values
 
 
-def _stays(packed: bytes) -> bool:
-    return packed == _LOOPBACK6 or (len(packed) == 4 and packed[0] == 127)
-
-
 def _is_loopback(local: Endpoint | None, remote: Endpoint | None) -> bool | None:
     """True if the addresses say that a flow stays within the machine; `None` if they do not tell."""
     here = b"" if local is None else local.packed
     there = b"" if remote is None else remote.packed
-    if _stays(here) or _stays(there):
+    if is_loopback(here) or is_loopback(there):
         return True
     return here == there if any(here) and any(there) else None
-
-
-_LOOPBACK6 = b"\0" * 15 + b"\1"
 
 
 def domain_codec(layout: Layout, length: int) -> StructCodec | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from .._events import RemovalReason
-from .._model import Outcome
+from .._model import Outcome, is_loopback
 from ..ebpf import Ended
 from ._book import Book
 from ._constants import IPPROTO_TCP, SocketState
@@ -32,7 +32,7 @@ from ._finals import (
     remains_of,
     sent_fin,
 )
-from ._links import LinkTable, is_loopback
+from ._links import LinkTable
 from ._lookups import NO_ANSWER, LookupSource, lookup_request
 from ._messages import HEADER
 from ._outcomes import Traces, is_attempt, outcome_by_record, outcome_of, outcome_of_attempt

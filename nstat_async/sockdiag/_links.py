@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 
 import attrs
 
-from .._model import Interface, InterfaceKind
+from .._model import Interface, InterfaceKind, is_loopback
 from ._constants import HardwareType, RouteMessage
 from ._host_requests import LinkKindsAnswer
 from ._messages import AddressMessage, Frame, LinkMessage
@@ -41,7 +41,6 @@ _BY_HARDWARE: dict[int, InterfaceKind] = {
 }
 _IPV4_SIZE, _IPV4_BITS = 4, 32
 """Bytes and bits of an IPv4 address."""
-_LOOPBACK6 = bytes(15) + b"\1"
 _LINK_SCOPES = frozenset({1, 2})
 _WORDS = frozenset(kind.value for kind in InterfaceKind)
 _MOST_ANSWERS = 4096
@@ -305,11 +304,6 @@ def _longest(prefixes: _Prefixes, address: bytes) -> int | None:
         if bits == size and number >> shift in table:
             return table[number >> shift]
     return None
-
-
-def is_loopback(address: bytes) -> bool:
-    """True for 127.0.0.0/8 and ``::1``."""
-    return address[0] == 127 if len(address) == _IPV4_SIZE else address == _LOOPBACK6
 
 
 def is_link_scoped(address: bytes) -> bool:

@@ -247,7 +247,7 @@ def test_without_cgroup_v2_nothing_is_known(monkeypatch, tmp_path, mounts):
     path = tmp_path / "mountinfo"
     if mounts is not None:
         path.write_bytes(mounts)
-    monkeypatch.setattr(finding, "_MOUNTS", str(path))
+    monkeypatch.setattr(finding, "MOUNTS", str(path))
     finder = CgroupFinder()
     assert finder.answer(CgroupsRequest((1, 2))) == CgroupsAnswer(gone=(1, 2))
     assert finder.answer(CgroupsRequest((2, 3))) == CgroupsAnswer(gone=(2, 3))
