@@ -33,10 +33,8 @@ _LOCAL, _REMOTE = 2, 3
 _RIGHT = frozenset({5, 7, 8})
 _SPARE = (9, 4, _LOCAL, 1)
 """Columns that a narrow terminal leaves out, in this order: the interface, the state, the local end, the protocol."""
-_LAST = (8, 5)
-"""Then what was sent, and the pid."""
-_MAIN = 6
-"""Number of columns in a table of rows that are not left out, except the number of all flows."""
+_LAST = (8, 5, 0, 7)
+"""Then what was sent, the pid, the mark of a listener, and what was received."""
 
 
 def _ocsf(arguments: argparse.Namespace) -> OcsfFormatter:
@@ -217,7 +215,8 @@ def _table(
     spare: list[int] = []
     last: list[int] = []
     if not chosen:
-        spare = [*range(len(columns) - 1, _MAIN - 1, -1), *_places(columns, "FLOWS")]
+        (main,) = _places(columns, "TX")
+        spare = [*range(len(columns) - 1, main, -1), *_places(columns, "FLOWS")]
         last = _places(columns, "OPEN", "TX", "PID")
     return render(headings, cells, right=right, columns=output.columns, spare=spare, last=last)
 

@@ -165,8 +165,9 @@ def _table(found: list[Usage], by: str, columns: int | None) -> list[str]:
         shown = [*[_PID] * (by == "process"), _LABELS[by], *_NUMBERS, _BEGIN, _END]
     right = {at for at, each in enumerate(shown) if each in _NUMBERS or each is _PID}
     rows = [[text(usage) for _, text in shown] for usage in found]
-    flows = shown.index(_NUMBERS[0])
+    flows, sent = shown.index(_NUMBERS[0]), shown.index(_NUMBERS[2])
     spare, last = ([1, flows], []) if by == "step" else ([shown.index(_BEGIN), shown.index(_END)], [flows])
+    last += [sent, *[0] * (by == "process")]  # the pid
     return render([heading for heading, _ in shown], rows, right=right, columns=columns, spare=spare, last=last)
 
 

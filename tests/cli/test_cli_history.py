@@ -134,6 +134,15 @@ def test_who_or_when_stands_before_the_numbers(written):
     assert headings("--step", "1h") == ["FROM", "UNTIL", "FLOWS", "RX", "TX"]
 
 
+@pytest.mark.parametrize("width", [20, 30, 40])
+@pytest.mark.parametrize("asked", [("--by", "process"), ("--by", "remote"), ("--step", "1h")])
+def test_an_answer_fits_a_narrow_terminal(asked, width, written, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run("history", written, *asked)[1].splitlines()
+    assert "RX" in lines[0].split()
+    assert max(map(len, lines)) <= width
+
+
 def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but dear to somebody\n" * 10)

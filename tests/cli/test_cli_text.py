@@ -137,6 +137,9 @@ def test_a_table_fits_its_columns_by_leaving_out_what_is_worth_least_then_by_cut
         assert max(map(cell_width, lines)) <= max(columns, 22)
         assert lines[1].endswith("1.5 kB")
         assert ("WHERE" in lines[0]) is (columns >= 45)
+        assert (
+            max(map(cell_width, render(headings, [cells], right={3}, columns=columns, spare=[2], last=[3]))) <= columns
+        )
     assert render(headings, [cells], columns=47)[1] == "@  a name tha…s long  [2001:db8:…:44300  1.5 kB"
 
 

@@ -176,7 +176,7 @@ def test_an_end_that_a_socket_does_not_have_is_a_star_in_columns_too():
 
 
 @pytest.mark.parametrize("command", [("processes",), ("processes", "--by", "remote-address"), ("snapshot",)])
-@pytest.mark.parametrize("width", [40, 50, 80])
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 80])
 def test_tables_fit_a_narrow_terminal(command, width, source, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     status, out, _ = run(*command, "--backend", source)
