@@ -44,10 +44,10 @@ def can_draw(stream: TextIO | None) -> bool:
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that the terminal does not have: ``~`` where a text was cut, else their numbers."""
+    """What stands for characters that the terminal does not have: ``~`` where a text was cut, ``+-``, else their numbers."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    missing = error.object[error.start : error.end].replace("…", "~")
+    missing = error.object[error.start : error.end].replace("…", "~").replace("±", "+-")
     return missing.encode("ascii", "backslashreplace").decode(), error.end
 
 
@@ -198,8 +198,9 @@ def say(text: str) -> None:
     """Write to standard error; if that fails, the command goes on, with the same exit status."""
     if sys.stderr is None:
         return
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(text.encode(encoding, _READABLE).decode(encoding))
         sys.stderr.flush()
     except OSError:  # standard error is gone
         abandon(sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import select
 import subprocess
@@ -17,7 +18,7 @@ from support import PYTHON, run
 
 from nstat_async import Monitor
 from nstat_async._cli._limits import Limits
-from nstat_async._cli._output import Output
+from nstat_async._cli._output import Output, complain
 from nstat_async._cli._run import run_until_stopped
 from nstat_async._cli._stream import stream
 from nstat_async.json import JsonFormatter
@@ -180,11 +181,21 @@ def test_the_duration_counts_from_when_a_command_has_begun():
     assert looks == ["begun"]
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9~"), ("latin-1", "café~"), ("utf-8", "café…")])
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "caf\\xe9~ +-1"), ("latin-1", "café~ ±1"), ("utf-8", "café… ±1")]
+)
 def test_what_a_terminal_cannot_show_is_readable_and_as_wide_where_a_text_was_cut(encoding, shown):
     """As without a UTF-8 locale: the mark of a cut text is one column there, too, or tables would be askew."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding=encoding) as file:
-        Output(file).line("café…")
+        Output(file).line("café… ±1")
     with os.fdopen(reading, encoding=encoding) as file:
         assert file.read() == f"{shown}\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9~"), ("utf-8", "café…")])
+def test_what_is_said_is_readable_too(encoding, shown, monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+    monkeypatch.setattr("sys.stderr", file)
+    complain("café…")
+    assert file.buffer.getvalue().decode(encoding) == f"nstat-async: {shown}\n"

@@ -21,6 +21,7 @@ from nstat_async._cli._top._graph import chart_lines, curve_text
 from nstat_async._cli._top._head import State, alarm_text, empty_text, state_text, totals_text
 from nstat_async._cli._top._layout import Layout
 from nstat_async._cli._top._model import FlowLine, HeadingLine, RestLine, RowLine, TopModel
+from nstat_async._cli._top._screen import screen_on
 from nstat_async._cli._views import SORT_KEYS, View
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import (
@@ -421,6 +422,39 @@ def test_the_list_of_keys_is_whole_on_eighty_columns_and_has_help_on_forty(width
         return line
 
     assert asyncio.run(shown()) is True
+
+
+@pytest.mark.parametrize(
+    ("encoding", "locale", "plain"),
+    [
+        ("utf-8", "C.UTF-8", False),
+        ("utf-8", "C", True),
+        ("ascii", "C.UTF-8", True),
+        ("latin-1", "", True),
+        (None, "", False),
+    ],
+)
+def test_a_screen_without_unicode_is_drawn_with_ascii_and_keeps_its_places(encoding, locale, plain, monkeypatch):
+    pytest.importorskip("textual")
+    monkeypatch.setenv("LC_ALL", locale)
+    monkeypatch.delenv("LANG", raising=False)
+    screen = (
+        None if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace", write_through=True)
+    )
+    monkeypatch.setattr("sys.__stderr__", screen)
+    from nstat_async._cli._top._view import TrafficView
+
+    app = scenes.Still(scenes.model_of(0))
+    view = TrafficView(app.model, list)
+    assert view.ascii_only is plain
+    shown = [app.get_key_display(binding) for binding in view._bindings.key_to_bindings["enter"]]
+    assert shown == ["enter" if plain else "⏎"]
+    if screen is not None:
+        with screen_on(screen):
+            screen.write("│日本 é…\N{COMBINING ACUTE ACCENT}│")
+        seen = {"ascii": "|???? ?~|", "latin-1": "|???? é~|"}.get(encoding, "│日本 é…\N{COMBINING ACUTE ACCENT}│")
+        assert screen.buffer.getvalue().decode(encoding) == seen
+        assert screen.errors == "backslashreplace"
 
 
 def _app(kernel: EmulatedKernel, **options):

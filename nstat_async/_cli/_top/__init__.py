@@ -15,6 +15,7 @@ from .._output import can_draw
 from .._processes import run as print_rows
 from .._processes import view_of
 from .._source import backend_of, monitor_options
+from ._screen import screen_on
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         view=view_of(arguments),
         include_history=arguments.include_history,
     )
-    app.run()
+    with screen_on(sys.__stderr__):
+        app.run()
     if app.failure is not None:
         raise app.failure
     return app.return_code or 0

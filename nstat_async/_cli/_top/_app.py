@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from .._names import NameResolver
 from .._views import SORT_KEYS, View
 from ._head import CHART, SMALL, State, alarm_text, chart, empty_text, small_chart, state_text, totals_text
 from ._model import TopModel
+from ._screen import is_ascii_only
 from ._view import Heading, TrafficView
 
 _SLICE = 1000
@@ -127,6 +129,11 @@ class TopApp(App[None]):
         Binding("z", "reset", show=False),
         *(Binding(str(number), f"sort_by({number - 1})", show=False) for number in range(1, 10)),
     ]
+
+    def get_key_display(self, binding: Binding) -> str:
+        """The name of a key; without signs that the screen may not have."""
+        shown = super().get_key_display(binding)
+        return binding.key if is_ascii_only(sys.__stderr__) and not shown.isascii() else shown
 
     def __init__(
         self,

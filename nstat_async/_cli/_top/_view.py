@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from textual.widgets import Static
 from .._table import fit
 from ._layout import Cell, Layout
 from ._model import RowLine, TopModel
+from ._screen import is_ascii_only
 
 _STYLES = {
     "": Style(),
@@ -70,7 +71,7 @@ class TrafficView(ScrollView, can_focus=True):
         super().__init__()
         self.model = model
         self.cursor = 0
-        self.ascii_only = "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LANG") or "utf-8").lower()
+        self.ascii_only = is_ascii_only(sys.__stderr__)
         self.commands = False
         """True: command lines instead of names."""
         self._key: object = None
