@@ -54,12 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise NstatError(str(error)) from error  # what cannot work is on the disk, not on the command line
     counts = publisher.statistics()
     complain(f"{counts['events']} events in {counts['messages']} messages, {bytes_text(counts['bytes'])}")
-    if counts["waiting"] and arguments.spool:
+    if counts["waiting"]:
         complain(f"{arguments.spool}: {counts['waiting']} messages wait for the next run")
-    elif counts["waiting"]:
+    if not counts["unsaved"]:
+        return status
+    if not arguments.spool:  # a spool has said it
         complain("error: the server does not have the last events, which are lost; --spool FILE keeps such events")
-        return 1
-    return status
+    return 1
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class Outbox:
     def __init__(self) -> None:
         self._message: Message | None = None
         self._changed = anyio.Event()
+        self.unsaved = 0
+        """Messages that neither the server nor a file had when it was closed."""
 
     @property
     def lasts(self) -> bool:
@@ -72,6 +74,8 @@ class Outbox:
 
     def close(self) -> None:
         """Close it: nothing is put or read any more."""
+        self.unsaved += int(self._message is not None)
+        self._message = None
 
     async def _until(self, true: Callable[[], bool]) -> None:
         while not true():
@@ -193,9 +197,12 @@ class Spool(Outbox):
 
     def close(self) -> None:
         """Close the file; the messages stay in it."""
-        if self._full or self._message is not None:
+        before = self.unsaved
+        self.unsaved += int(self._full)
+        self._full = False
+        super().close()
+        if self.unsaved > before:
             self._report(f"{self._path} does not have the last events, which are lost")
-            self._full, self._message = False, None
         self._close_file()
 
     def _close_file(self) -> None:

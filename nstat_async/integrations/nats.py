@@ -17,6 +17,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     msg = "nstat_async.integrations.nats needs nats-py: pip install 'nstat-async[nats]'"
     raise ImportError(msg) from error
 
+import logging
 import os
 import secrets
 import time
@@ -43,6 +44,8 @@ from nstat_async._subscription import Subscription
 from nstat_async.fleet import MOST_BYTES, Facts, Message, Outgoing, host_name
 
 __all__ = ["NatsAccess", "Publisher", "StreamSettings", "publish"]
+
+logger = logging.getLogger("nstat_async")
 
 _FIGURES = ("messages", "events", "bytes", "duplicates", "retries", "connections")
 _GOODBYE_SECONDS = 3.0
@@ -83,7 +86,8 @@ class Publisher:
         max_pending: How many events may wait while the server is slow or absent.
         spool: File in which messages wait for the server, of this publisher alone; `None`: one message waits in memory.
         spool_bytes: Greatest size of the file. When it is full events wait in memory, as without it.
-        report: Called with a line for a person when the connection is made or lost, or the spool is full.
+        report: Called with a line for a person when the connection is made or lost, or the spool is full. If it raises,
+            that is logged, and publishing goes on.
 
     Raises:
         UsageError: An argument cannot work.
@@ -119,10 +123,12 @@ class Publisher:
 
     def statistics(self) -> dict[str, int]:
         """Counters of what was published: ``messages``, ``events``, ``bytes``; ``duplicates`` that the server had already,
-        ``retries``, ``connections``; ``waiting``, messages that the server does not have yet.
-        """  # noqa: D205  # one sentence of two lines
+        ``retries``, ``connections``; ``waiting``, messages that the server does not have yet; ``unsaved``, messages that
+        neither the server nor the spool had at the end of the run, whose events are lost.
+        """  # noqa: D205  # one sentence of three lines
         figures = {name: self._counts[name] for name in _FIGURES}
-        return {**figures, "waiting": 0 if self._outbox is None else self._outbox.waiting}
+        waiting, unsaved = (0, 0) if self._outbox is None else (self._outbox.waiting, self._outbox.unsaved)
+        return {**figures, "waiting": waiting, "unsaved": unsaved}
 
     async def run(self, monitor: Monitor) -> None:
         """Publish, beside the monitor's other consumers, until the monitor ends.
@@ -174,8 +180,11 @@ class Publisher:
         return Spool(self.spool, self.spool_bytes, f"{self.stream.prefix}.{self.host}.", self._say)
 
     def _say(self, text: str) -> None:
-        if self.report is not None:
-            self.report(text)
+        try:
+            if self.report is not None:
+                self.report(text)
+        except Exception:
+            logger.exception("publisher: `report` failed, on: %s", text)  # it is not worth a single event
 
 
 @attrs.define(eq=False)

@@ -159,9 +159,33 @@ async def test_what_a_file_without_room_does_not_have_at_the_end_is_said_to_be_l
     assert outbox.waiting == 1
     outbox.close()
     outbox.close()
-    assert outbox.waiting == 0
+    assert (outbox.waiting, outbox.unsaved) == (0, 1)
     assert ["not writable" in line for line in spool.said] == [True, False]
     assert "which are lost" in spool.said[1]
+
+
+@pytest.mark.asyncio
+async def test_a_message_that_waits_for_room_at_the_end_is_lost_and_the_others_are_kept(spool):
+    outbox = spool()
+    await outbox.put(message(0))
+    outbox._file.execute("PRAGMA query_only = 1")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outbox.put, message(1))
+        while not outbox._full:
+            await anyio.sleep(0)
+        tasks.cancel_scope.cancel()
+    outbox.close()
+    assert (outbox.waiting, outbox.unsaved) == (1, 1)
+    assert "which are lost" in spool.said[1]
+
+
+@pytest.mark.asyncio
+async def test_a_message_in_memory_is_lost_at_the_end():
+    outbox = Outbox()
+    await outbox.put(message(0))
+    assert (outbox.waiting, outbox.unsaved) == (1, 0)
+    outbox.close()
+    assert (outbox.waiting, outbox.unsaved) == (0, 1)
 
 
 @pytest.mark.parametrize(
