@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ _GRACE_SECONDS = 3
 PATIENCE_TICKS = 200
 """Time between two checks for clients that never complete a request, in uvicorn's ticks, ten a second."""
 _LAST_PORT = 65_535
+
+logger = logging.getLogger("nstat_async")
 
 
 class ListenError(NstatError):
@@ -166,8 +169,11 @@ def _make_server(app: Starlette, end_streams: Callable[[], object], ready: Calla
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
-            if ready is not None:
-                ready([_url(sock) for sock in sockets or []])
+            try:
+                if ready is not None:
+                    ready([_url(sock) for sock in sockets or []])
+            except Exception:
+                logger.exception("server: `ready` failed")  # what it tells somebody is not worth the service
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             paths = [sock.getsockname() for sock in sockets or [] if sock.family == socket.AF_UNIX]

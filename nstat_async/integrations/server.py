@@ -245,7 +245,7 @@ async def serve_forever(
         port: TCP port; 0: any.
         unix_socket: A path to listen on instead; only the user who runs this may connect.
         token: What every request must carry; see `create_app`.
-        ready: Called with the addresses once they are served: URLs, or ``unix:PATH``.
+        ready: Called with the addresses once they are served: URLs, or ``unix:PATH``. If it raises, that is logged.
         options: Those of `create_app`.
 
     Raises:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+from functools import partial
 
 import anyio
 import forked
@@ -91,6 +92,23 @@ async def test_a_server_whose_monitor_failed_says_so_for_a_while_and_ends_with_t
         with pytest.raises(NstatError, match="the kernel went away"):
             await serve_forever(lambda: monitor, port=0, ready=found.extend)
     assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_whom_to_tell_the_addresses_may_fail_and_the_server_goes_on(caplog):
+    found = []
+
+    def tell(addresses):
+        found.extend(addresses)
+        raise OSError("nobody to tell")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(serve_forever, FakeMonitor, port=0, ready=tell))
+        await until(lambda: found)
+        async with httpx.AsyncClient(**PLAIN) as client:
+            assert (await client.get(f"{found[0]}healthz")).status_code == 200
+        tasks.cancel_scope.cancel()
+    assert "`ready` failed" in caplog.text
 
 
 @pytest.mark.asyncio
