@@ -81,4 +81,5 @@ def _cell(column: Column, owner: Any) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return ",".join('"{}"'.format(cell.replace('"', '""')) if _QUOTED.search(cell) else cell for cell in cells)
+    line = ",".join('"{}"'.format(cell.replace('"', '""')) if _QUOTED.search(cell) else cell for cell in cells)
+    return line or '""'  # readers skip an empty line

@@ -57,6 +57,12 @@ def test_a_name_is_one_cell_of_one_line_whatever_is_in_it():
     assert lines[1:] == ['"a,""b""\\x0a=1 ",[2001:db8::1]:80,']
 
 
+def test_an_unknown_value_in_the_only_column_is_a_record_too():
+    """An empty line would be skipped."""
+    lines = csv_of_events(event_columns("container"))([FlowAdded(1.5, FLOW, None, preexisting=False)])
+    assert list(csv.DictReader(lines)) == [{"container": ""}]
+
+
 def test_what_is_no_flow_is_said_on_standard_error(capsys):
     removed = FlowRemoved(2.0, FLOW, Counts(rx_bytes=5), final=True, reason=RemovalReason.CLOSED)
     form = csv_of_events(event_columns("event,final"))
