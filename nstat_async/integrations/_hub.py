@@ -18,6 +18,7 @@ from nstat_async._coverage import Coverage
 from nstat_async._errors import NstatError, UsageError
 from nstat_async._escape import dump
 from nstat_async._events import silent_hosts
+from nstat_async._io.background import BackgroundTask
 from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
@@ -91,10 +92,10 @@ class Hub:
             self.monitor = monitor
             subscription = monitor.subscribe()
             await stack.enter_async_context(subscription)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(tasks.cancel_scope.cancel)
             self.state = "running"
-            tasks.start_soon(self._feed, subscription)
+            # A task group would have to be left in the task that entered it; a fixture of a test has two tasks.
+            task = BackgroundTask(lambda: self._feed(subscription), self._over, "nstat_async web service")
+            stack.push_async_callback(task.stop)
             self._stack = stack.pop_all()
 
     async def __aexit__(
@@ -122,14 +123,18 @@ class Hub:
                         keeper.feed_many(part)
                     self.log.feed(part)
                     await anyio.lowlevel.checkpoint()
-            self.state = "ended"
-            self.log.end()
         except NstatError as error:
             logger.error("server: the monitor failed: %s", error)  # noqa: TRY400  # no traceback for what a kernel does
             self._fail(error, str(error))
         except Exception as error:
             logger.exception("server: the monitor failed")
             self._fail(error, f"internal error ({type(error).__name__}); the server's log has more")
+
+    def _over(self, _error: BaseException | None) -> None:
+        """Nothing more will come, also if somebody cancelled all tasks of the loop."""
+        if self.state == "running":
+            self.state = "ended"
+        self.log.end()
 
     def _fail(self, error: Exception, why: str) -> None:
         """Keep the error: page, streams and health show it from now on."""

@@ -135,6 +135,31 @@ async def test_health_is_answered_without_a_token_and_to_nobody_else_s_name():
 
 
 @pytest.mark.asyncio
+async def test_an_application_may_be_begun_in_one_task_and_ended_in_another():
+    """As in a fixture of a test; and no scope is open while the caller's code runs."""
+    monitor = FakeMonitor()
+    app = create_app(lambda: monitor)
+    lifespan = app.router.lifespan_context(app)
+    await asyncio.create_task(lifespan.__aenter__())
+    async with client_of(app) as client:
+        assert (await client.get("/healthz")).text == "running\n"
+        await asyncio.create_task(lifespan.__aexit__(None, None, None))
+        assert (await client.get("/healthz")).text == "stopped\n"
+    assert monitor.ended
+
+
+@pytest.mark.asyncio
+async def test_streams_end_when_somebody_cancels_all_tasks_of_the_loop():
+    app = create_app(FakeMonitor)
+    before = asyncio.all_tasks()
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        (task,) = asyncio.all_tasks() - before
+        task.cancel()
+        assert "event: ended" in (await client.get("/events")).text
+        assert (await client.get("/healthz")).text == "ended\n"
+
+
+@pytest.mark.asyncio
 async def test_a_unix_socket_is_for_its_user_alone_and_is_taken_away(tmp_path):
     path = tmp_path / "nstat.sock"
     async with serving(unix_socket=path) as (address,):
