@@ -88,7 +88,7 @@ class Usage:
 
 @attrs.frozen
 class Gap:
-    """A loss in a bucket."""
+    """A loss in a bucket, also of what a file cannot hold: more than 2**48 of anything (``limit``)."""
 
     start: float
     """Start of the bucket, seconds since the epoch."""
@@ -97,7 +97,7 @@ class Gap:
     events: int
     """Reports of it."""
     count: int
-    """Flows or messages concerned, as far as the reports said."""
+    """Flows or messages concerned (of a bucket that cannot hold everything: rows), as far as the reports said; at most 2**48 at once."""
 
 
 def _seconds(name: str, value: Moment, default: float) -> float:

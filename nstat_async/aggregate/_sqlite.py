@@ -25,7 +25,7 @@ import attrs
 
 from nstat_async._checks import LONGEST_SECONDS, check_number, check_path
 from nstat_async._errors import NstatError, UsageError
-from nstat_async._events import AnyEvent, FlowRemoved
+from nstat_async._events import AnyEvent, FlowRemoved, LossCause
 from nstat_async._fields import SqlTable
 from nstat_async._model import Counts, Outcome
 from nstat_async._monitor import Monitor
@@ -53,7 +53,7 @@ _LAST_MOMENT = 2.0**40
 _LARGEST_NUMBER = 2**63 - 1
 _CARRIED = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
 _LARGEST = 2**48
-"""Limit for the counters of a bucket, so that their sums stay below SQLite's limit of 2**63."""
+"""Limit for the counters of a bucket, so that their sums stay below SQLite's limit of 2**63; what is beyond it is a gap."""
 
 
 @attrs.define
@@ -277,12 +277,19 @@ class HistoryWriter:
         self.write()
 
     def _write_bucket(self, connection: sqlite3.Connection, bucket: _Bucket) -> int:
-        _write_rows(
-            connection, TRAFFIC, bucket, bucket.rows, lambda row: process_id(connection, SCHEMA.process_values(row))
+        cut = max(
+            _write_rows(
+                connection, TRAFFIC, bucket, bucket.rows, lambda row: process_id(connection, SCHEMA.process_values(row))
+            ),
+            _write_rows(connection, REMOTES, bucket, bucket.remotes, lambda row: row.name or ""),
+            _write_rows(connection, OUTCOMES, bucket, bucket.outcomes, lambda row: row.name or ""),
         )
-        _write_rows(connection, REMOTES, bucket, bucket.remotes, lambda row: row.name or "")
-        _write_rows(connection, OUTCOMES, bucket, bucket.outcomes, lambda row: row.name or "")
-        for cause, (events, count) in bucket.losses.items():
+        losses = dict(bucket.losses)
+        if cut:
+            limit = LossCause.LIMIT.value
+            events, count = losses.get(limit, (0, 0))
+            losses[limit] = (events + 1, count + cut)
+        for cause, (events, count) in losses.items():
             connection.execute(
                 "INSERT INTO gap VALUES (?, ?, ?, ?) ON CONFLICT (start, cause) DO UPDATE SET"
                 " events = events + excluded.events, count = count + excluded.count",
@@ -371,12 +378,17 @@ class _OutcomeCounter:
 
 def _write_rows(
     connection: sqlite3.Connection, view: View, bucket: _Bucket, rows: Iterable[Row], key: Callable[[Row], Any]
-) -> None:
+) -> int:
+    """Write rows of a bucket; returns how many have a counter that is larger than what is kept of it."""
+    cut = 0
     names = list(SCHEMA.columns(SqlTable.TRAFFIC, view.since))
     statement = addition(view, names)
     for row in rows:
-        counters = [min(getattr(row, name), _LARGEST) for name in names]
-        connection.execute(statement, (bucket.start, key(row), bucket.length, *counters))
+        counters = [getattr(row, name) for name in names]
+        cut += max(counters) > _LARGEST
+        kept = (min(counter, _LARGEST) for counter in counters)
+        connection.execute(statement, (bucket.start, key(row), bucket.length, *kept))
+    return cut
 
 
 def _can_be_kept(row: Row) -> bool:

@@ -260,6 +260,18 @@ def test_a_user_has_the_name_that_its_machine_gave_it(path):
         assert {each.process.command_line for each in history.usage(by="process")} == {None, named.command_line}
 
 
+@pytest.mark.parametrize("before", [(), (lost(62, 7, None, LossCause.LIMIT),)])
+def test_what_a_bucket_cannot_hold_is_a_gap(before, path):
+    with HistoryWriter(path, bucket=60, remotes=5) as writer:
+        writer.feed_many(
+            [added(flow("a"), 1, counts(module._LARGEST)), added(flow("b"), 61, counts(module._LARGEST + 1)), *before]
+        )
+        writer.feed(added(flow("c", Process(2, "idle")), 63, counts(1)))
+    with History(path) as history:
+        assert sum(each.rx_bytes for each in history.usage()) == 2 * module._LARGEST + 1
+        assert [attrs.astuple(gap) for gap in history.gaps()] == [(60, "limit", *((2, 8) if before else (1, 1)))]
+
+
 def test_what_is_no_unicode_in_a_name_is_stored_as_other_outputs_write_it_and_found_by_it(path):
     with HistoryWriter(path) as writer:
         writer.feed(added(flow("a", Process(1, "bad\udcff<b>")), 1, counts(2**63)))
