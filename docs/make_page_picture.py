@@ -5,6 +5,7 @@
 Needs Chromium and the extra ``server``.
 """
 
+import base64
 import random
 import sys
 import tempfile
@@ -70,7 +71,8 @@ async def main(target: str) -> None:
                     "[...document.querySelectorAll('#rows tr')].find(r => r.textContent.includes('postgres')).click()"
                 )
                 await page.until("document.querySelectorAll('#rows li').length > 0")
-                await page.screenshot(target)
+                picture = await page.call("Page.captureScreenshot", format="png")
+                await anyio.Path(target).write_bytes(base64.b64decode(picture["data"]))
         tasks.cancel_scope.cancel()
 
 
