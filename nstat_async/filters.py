@@ -101,6 +101,11 @@ class Filter:
         text, conditions = f"({self.text} {sign} {other.text})", self.conditions | other.conditions
         return Filter(predicate, text, remake=partial(join, self, other), conditions=conditions)
 
+    def __bool__(self) -> bool:
+        raise UsageError(
+            f"filter: {self!r} is neither true nor false: combine filters with &, | and ~, not with and, or, not"
+        )
+
     def __invert__(self) -> Filter:
         again, matches = partial(invert, self), self.predicate
         return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, conditions=self.conditions)

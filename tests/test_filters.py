@@ -74,7 +74,7 @@ def test_a_filter_passes_what_it_names_and_nothing_else(chosen, misses):
     assert (chosen & ~misses)(FLOW)
     assert (misses | chosen)(FLOW)
     assert not (chosen & misses)(FLOW)
-    assert (lambda f: True) & chosen  # a predicate on the left
+    assert ((lambda f: True) & chosen)(FLOW)  # a predicate on the left
     assert ((lambda f: False) | chosen)(FLOW)
     assert repr(chosen & ~misses).startswith("<Filter (")
 
@@ -284,6 +284,11 @@ def test_events_that_are_no_flow_s_pass_every_gate():
         (lambda: filters.by_address("nowhere"), "nowhere"),
         (lambda: filters.by_address(5), "5"),
         (lambda: filters.by_namespace(7), "namespace"),
+        (
+            lambda: filters.by_port(80) and filters.loopback(),
+            r"by_port\(80\)> is neither true nor false: .* &, \| and ~",
+        ),
+        (lambda: not filters.by_port(80), "not with and, or, not"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_the_error_says_what_is_right(make, says):

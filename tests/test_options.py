@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, Overflow, Provider, UsageError
+from nstat_async.testing import EmulatedKernel
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,10 @@ from nstat_async import DEFAULT_PROVIDERS, Discovery, Monitor, MonitorOptions, O
         ({"providers": 5}, "providers: 5 is not one of tcp"),
         ({"record_to": 5}, "record_to: 5 is neither a path nor a file"),
         ({"backend": 5}, "backend: 5 is neither a backend nor one of auto, kctl"),
+        (
+            {"backend": EmulatedKernel()},
+            r"backend: <EmulatedKernel .* is none itself; give what its method backend\(\) makes",
+        ),
         (
             {"backend": Path("a.nstat")},
             r"backend: (Posix|Windows)Path\('a.nstat'\) is a path; to play a recording: backends.Replay",

@@ -167,6 +167,8 @@ def checked(backend: Any, netns: Namespace | Sequence[Namespace] = None) -> Back
     if isinstance(backend, type) or not callable(getattr(backend, "open", None)) or not hasattr(backend, "name"):
         hint = f"; make one: {backend.__name__}()" if isinstance(backend, type) and hasattr(backend, "open") else ""
         raise UsageError(f"backend: {backend!r} is neither a backend nor one of {choices()}{hint}")
+    if callable(getattr(backend, "backend", None)):  # an emulated kernel, which has a name and opens flows
+        raise UsageError(f"backend: {backend!r} is none itself; give what its method backend() makes")
     value: Backend = backend
     return value
 
