@@ -33,7 +33,8 @@ class Groups:
     for it among all that were removed.)"""
     _sums: dict[RowKind, Tally] = attrs.field(factory=dict, init=False)
     """Sums of folded rows (``OTHER``), and of flows that a buffer gave up (``LOST``)."""
-    _names: dict[Hashable, str] = attrs.field(factory=dict, init=False)
+    _names: dict[Place, str] = attrs.field(factory=dict, init=False)
+    """The names of processes, which have a pid on each machine."""
     _serial: int = attrs.field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Tally]:
@@ -80,11 +81,11 @@ class Groups:
         process = find(flow)
         if process is not None and process is not owner:
             # Only the flows of the effective process itself have its name.
-            process = attrs.evolve(process, name=self._names.get(process.key))
-        elif owner.name is not None and self._names.get(owner.key) != owner.name:
+            process = attrs.evolve(process, name=self._names.get((tally.source, process.key)))
+        elif owner.name is not None and self._names.get(place := (tally.source, owner.key)) != owner.name:
             while len(self._names) >= _MAX_NAMES:
                 del self._names[next(iter(self._names))]
-            self._names[owner.key] = owner.name
+            self._names[place] = owner.name
         if process is not None and (tally.process is None or process.name is not None or tally.process.name is None):
             tally.process = process
 

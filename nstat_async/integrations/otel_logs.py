@@ -46,6 +46,8 @@ __all__ = ["FlowLogs"]
 _Values = dict[str, Union[str, int, float, bool, None]]
 _LAST_SECOND = 1.8e10
 """Times are nanoseconds in 64 bits; this is the year 2540."""
+_MOST_HOSTS = 20_000
+"""Most machines whose ids are kept."""
 
 
 class FlowLogs:
@@ -85,7 +87,10 @@ class FlowLogs:
             elif isinstance(event, EventsLost):
                 self._emit_loss(event)
             elif isinstance(event, HostUpdated) and event.host is not None:
+                self._hosts.pop(event.host, None)
                 self._hosts[event.host] = {"host.id": event.machine_id, "host.name": event.host}
+                if len(self._hosts) > _MOST_HOSTS:  # one that left stays: its flows may be reported after it
+                    del self._hosts[next(iter(self._hosts))]
 
     def _emit_loss(self, event: EventsLost) -> None:
         values: _Values = {"nstat.cause": event.cause.value, "nstat.count": event.count, **_counters(event.counts)}

@@ -73,6 +73,14 @@ def test_flows_can_be_attributed_to_the_process_they_exist_for():
         table.feed(removed(flow("c", helper), time, counts(1)))
 
 
+def test_the_name_of_an_effective_process_is_that_on_its_own_machine():
+    """Every machine has its processes 42."""
+    helper = Process(9, "helper", unique_pid=900, effective_pid=42, effective_unique_pid=4200)
+    stream = [added(flow("a", CURL, host="web1"), 1, counts(1)), added(flow("b", helper, host="web2"), 2, counts(2))]
+    rows = fed(*stream, effective=True).rows()
+    assert [(row.source, row.pid, row.name) for row in rows] == [("web1", 42, "curl"), ("web2", 42, None)]
+
+
 def test_a_row_of_a_user_has_the_name_once_a_flow_says_it():
     table = TrafficTable(GroupBy.user())
     table.feed(added(flow("a"), 1, counts(5)))

@@ -24,6 +24,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
+from nstat_async.integrations import otel_logs
 from nstat_async.integrations.otel_logs import FlowLogs
 
 
@@ -173,6 +174,16 @@ def test_in_a_fleet_a_record_has_its_machine_and_the_other_end():
     [(_, attributes)] = exported(lambda logs: logs.feed_many([host, removed(there, 2.0, counts(1))]))
     assert (attributes["host.name"], attributes["host.id"]) == ("web", "0123")
     assert (attributes["nstat.peer.host"], attributes["nstat.peer.name"]) == ("db", "postgres")
+
+
+def test_only_the_machines_that_were_heard_of_last_are_remembered(monkeypatch):
+    """In a fleet whose machines come and go; a flow may end after its machine left."""
+    monkeypatch.setattr(otel_logs, "_MOST_HOSTS", 2)
+    states = [("a", "present"), ("b", "present"), ("a", "left"), ("c", "present")]
+    events = [HostUpdated(1.0, HostState(state), machine_id=f"id-{name}", host=name) for name, state in states]
+    ends = [removed(flow(name, host=name), 2.0, counts(1)) for name in "abc"]
+    found = [attributes.get("host.id") for _, attributes in exported(lambda logs: logs.feed_many([*events, *ends]))]
+    assert found == ["id-a", None, "id-c"]
 
 
 def test_updates_are_records_where_they_are_asked_for_and_a_monitor_feeds_them():
