@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from time import time as wall_time
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +20,27 @@ from ._rates import CLOCK_SLACK
 from ._table import ProcessTable, TrafficTable
 
 _Table = TypeVar("_Table", bound=TrafficTable)
+_LATE = 5.0
+"""Seconds by which events of a fleet may be late and are still those of this moment."""
+
+
+class Arrivals:
+    """Says when the events of a monitor were received, as `TrafficTable.feed_many` wants to know it.
+
+    A fleet that is read from an earlier time on begins with its past, as fast as it can be read. By the reader's clock
+    its rates would be wrong, so they go by the events' clock until those of this moment come.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._is_present = False
+
+    def of(self, events: Sequence[AnyEvent]) -> float | None:
+        """Monotonic seconds for these events, which came just now; `None` if they are of the past."""
+        if not self._is_present and events:
+            is_late = events[-1].time < wall_time() - _LATE
+            self._is_present = not (is_late and self._monitor.capabilities.backend == "fleet")
+        return anyio.current_time() if self._is_present else None
 
 
 class TableStream(Generic[_Table]):
@@ -32,7 +55,8 @@ class TableStream(Generic[_Table]):
         table: The table to feed.
         every: Seconds between two returns.
         clock: ``"wall"``: seconds of this machine; setting its date does not change rates. ``"events"``: seconds
-            of the events' own clock, for recordings that are replayed faster than they happened.
+            of the events' own clock, for recordings that are replayed faster than they happened. (What is read of the
+            past of a fleet, with ``since``, has rates by its own clock in any case.)
 
     Raises:
         UsageError: An argument is out of range.
@@ -48,6 +72,7 @@ class TableStream(Generic[_Table]):
         self._monitor = monitor
         self._every = every
         self._by_events = clock == "events"
+        self._arrivals = Arrivals(monitor)
         self._subscription: Subscription | None = None
         self._waiting: list[AnyEvent] = []  # received and not fed yet, next one last
         self._next: float | None = None
@@ -90,7 +115,7 @@ class TableStream(Generic[_Table]):
                 events = await subscription.receive_many()
                 if not events:
                     return False
-                self.table.feed_many(events, now=anyio.current_time())
+                self.table.feed_many(events, now=self._arrivals.of(events))
                 self._fresh = True
         self.catch_up()
         # Missed looks are skipped, not made up for.
@@ -121,10 +146,10 @@ class TableStream(Generic[_Table]):
         """Feed the events that wait now, e.g. after `Monitor.poll_now`, without waiting for the next interval."""
         self.table.feed_many(reversed(self._waiting))
         self._waiting.clear()
-        now = None if self._by_events else anyio.current_time()
         if self._subscription is not None:
             with contextlib.suppress(StreamEndedError, MonitorClosedError):  # the next wait will see the end
-                self.table.feed_many(self._subscription.receive_nowait(), now=now)
+                events = self._subscription.receive_nowait()
+                self.table.feed_many(events, now=None if self._by_events else self._arrivals.of(events))
 
     async def aclose(self) -> None:
         """End the subscription. Idempotent."""

@@ -23,6 +23,7 @@ from nstat_async._monitor import Monitor
 from nstat_async._rows import Row
 from nstat_async._subscription import Subscription
 from nstat_async.aggregate import GroupBy, ProcessTable, SortKey, TrafficTable
+from nstat_async.aggregate._consumer import Arrivals
 from nstat_async.filters import Filter, check_reach, from_items
 from nstat_async.json import JsonFormatter, to_dict
 
@@ -112,13 +113,15 @@ class Hub:
 
     async def _feed(self, subscription: Subscription) -> None:
         # A recording has its own time; rates of a running kernel go by the monotonic clock.
-        recorded = self.monitor is not None and self.monitor.capabilities.backend == "replay"
+        assert self.monitor is not None
+        recorded = self.monitor.capabilities.backend == "replay"
+        arrivals = Arrivals(self.monitor)
         try:
             while events := await subscription.receive_many():
                 now = anyio.current_time()
                 for at in range(0, len(events), EVENTS_AT_ONCE):
                     part = events[at : at + EVENTS_AT_ONCE]
-                    self.views.feed(part, None if recorded else now, now)
+                    self.views.feed(part, None if recorded else arrivals.of(part), now)
                     for keeper in self.keepers.values():
                         keeper.feed_many(part)
                     self.log.feed(part)

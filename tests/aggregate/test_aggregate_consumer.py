@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import anyio
+import attrs
 import pytest
 from aggregate_events import FakeMonitor, added, counts, flow, polled, until, updated
 
 from nstat_async._checks import LONGEST_SECONDS
 from nstat_async._errors import NstatError, UsageError
-from nstat_async.aggregate import GroupBy, TableStream, TrafficTable, by_process
+from nstat_async.aggregate import GroupBy, TableStream, TrafficTable, _consumer, by_process
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -55,6 +56,43 @@ def test_looks_come_in_time_however_busy_the_monitor_is(backend):
                 for _ in range(5):
                     await anext(tables)
             stopped = True
+
+    anyio.run(main, backend=backend)
+
+
+def of_a_fleet():
+    monitor = FakeMonitor()
+    monitor.capabilities = attrs.evolve(monitor.capabilities, backend="fleet")
+    return monitor
+
+
+@BACKENDS
+def test_the_past_of_a_fleet_has_its_own_rates_however_fast_it_is_read(backend):
+    async def main():
+        monitor = of_a_fleet()
+        async with by_process(monitor, every=0.01) as tables:
+            monitor.deliver(added(flow("a"), 1000, counts(0)))
+            for step in range(1, 5):
+                await anext(tables)
+                monitor.deliver(updated(flow("a"), 1000 + 10 * step, counts(1000 * step)))
+            (row,) = (await anext(tables)).rows()
+        assert (row.rx_bytes, row.rx_rate) == (4000, 100.0)
+
+    anyio.run(main, backend=backend)
+
+
+@BACKENDS
+def test_events_come_in_now_as_soon_as_they_are_of_this_moment(backend, monkeypatch):
+    """Also if some are late afterwards: a machine that was cut off sends its past, too."""
+    monkeypatch.setattr(_consumer, "wall_time", lambda: 2000.0)
+    late, present = [polled(1994)], [polled(1994), polled(1996)]
+
+    async def main():
+        arrivals = _consumer.Arrivals(of_a_fleet())
+        assert [arrivals.of(late), arrivals.of([])] == [None, None]
+        before = anyio.current_time()
+        assert all(arrivals.of(events) >= before for events in (present, late, []))
+        assert _consumer.Arrivals(FakeMonitor()).of(late) >= before
 
     anyio.run(main, backend=backend)
 

@@ -102,6 +102,19 @@ async def test_processes_are_served_as_json():
             assert len(refused.text) < 1000
 
 
+async def test_the_past_of_a_fleet_is_served_with_its_own_rates():
+    monitor = FakeMonitor()
+    monitor.capabilities = attrs.evolve(monitor.capabilities, backend="fleet")
+    async with served(monitor) as client:
+        for step in range(5):
+            moment = 1000 + 10 * step
+            total = counts(1000 * step)
+            monitor.deliver(updated(flow("a"), moment, total) if step else added(flow("a"), moment, total))
+            while (seen := (await client.get("/processes")).json())["time"] != moment:
+                await asyncio.sleep(0)
+        assert seen["total"]["rx_rate"] == 100.0
+
+
 async def test_events_are_streamed_to_every_client():
     """Each gets every event, in order, named and as one line of JSON, until the monitor ends."""
     monitor = FakeMonitor()

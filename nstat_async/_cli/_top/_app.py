@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import anyio
 import attrs
 from rich.text import Text
 from textual import events
@@ -22,6 +21,7 @@ from ... import Monitor
 from ..._contract import Backend
 from ..._errors import NstatError
 from ...aggregate import GroupBy
+from ...aggregate._consumer import Arrivals
 from ...backends import Replay
 from .. import ending_signals
 from .._names import NameResolver
@@ -194,10 +194,11 @@ class TopApp(App[None]):
         try:
             async with Monitor(backend=self._backend, **self._options) as monitor:
                 self._monitor = monitor
-                stream = monitor.subscribe()
+                stream, arrivals = monitor.subscribe(), Arrivals(monitor)
                 while batch := await stream.receive_many():
                     for begin in range(0, len(batch), _SLICE):
-                        self.model.feed(batch[begin : begin + _SLICE], None if self._recorded else anyio.current_time())
+                        part = batch[begin : begin + _SLICE]
+                        self.model.feed(part, None if self._recorded else arrivals.of(part))
                         await asyncio.sleep(0)
         except (NstatError, OSError) as error:
             self.failure = error
