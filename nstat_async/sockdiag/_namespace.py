@@ -222,10 +222,13 @@ class Namespace:
         return [entry for entry in entries.values() if entry.last_seen != poll]
 
     def _judge(self, absent: list[Entry]) -> None:
-        reliable = self.removals.reliable
+        reliable, behind = self.removals.reliable, self.removals.behind
         for _ in range(min(JUDGED_AT_ONCE, len(absent))):
             entry = absent.pop()
             if entry.over or (entry.identity[0], entry.protocol) not in self.dumps.judged:
+                continue
+            if behind:  # its removal is probably among the unread ones
+                entry.absences = max(entry.absences, 1)
                 continue
             entry.absences += 1
             if entry.report is not None and (entry.absences == 2 or not reliable):
@@ -253,6 +256,7 @@ class Namespace:
             self._undecided = True
         elif not self._evidence.end_recorded(entry.cookie):
             self._output.count("gone")
+            self._evidence.note_given_up(entry)
             book.give_up(entry)
 
 

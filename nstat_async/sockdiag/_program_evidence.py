@@ -188,6 +188,8 @@ class ProgramEvidence:
 
         With the identities of their last connections: a socket may have had several, each with a record of its end.
         """
+        self._given_up: Memory[int, bytes] = Memory(MOST_REMEMBERED)
+        """Sockets that are gone by a look-up, while older records of theirs may be unread, with their identities."""
         self._unbound: Memory[int, Ended] = Memory(MOST_HELD)
         """Records of datagram sockets that ended unused: only the removal knows the address."""
         self._held: deque[tuple[float, Evidence]] = deque(maxlen=MOST_HELD)
@@ -240,9 +242,28 @@ class ProgramEvidence:
             return entry  # a connection that is over, and whose end was reported, may have a descriptor for long
         if entry is not None or (walked and book.dumped) or not bound or facts.cookie in self._past:
             return entry
+        if self._is_outdated(facts):
+            return None
         entry = self._begin(book, facts)
         entry.preexisting = walked
         return entry
+
+    def note_given_up(self, entry: Entry) -> None:
+        """Note that a socket is gone by a look-up, and that its flow ended: what the ring has of it is older."""
+        if self.live:
+            self._given_up.add(entry.cookie, entry.identity)
+
+    def records_read(self) -> None:
+        """The ring is empty: later records are newer than anything that was given up."""
+        if self._given_up:
+            self._given_up = Memory(MOST_REMEMBERED)
+
+    def _is_outdated(self, facts: Facts) -> bool:
+        """True if a record may be of a connection that was given up before the record was read."""
+        given_up = self._given_up.get(facts.cookie)
+        if given_up is None:
+            return False
+        return protocol_of(facts) != IPPROTO_TCP or same_connection(self._row(facts)[0][1], given_up)
 
     def known(self, book: Book, cookie: int) -> Entry | None:
         """The entry of a socket, which may be removed and wait for its record or report; `None` if there is none."""
@@ -259,7 +280,9 @@ class ProgramEvidence:
         if entry is None:
             return
         if known is None:
-            entry.preexisting = seen.began is False
+            # The first dump has all older connections: of one that comes later the record of its beginning was lost.
+            late = entry.protocol == IPPROTO_TCP and not self._output.first_poll
+            entry.preexisting = seen.began is False and not late
         if seen.outbound and entry.state == SocketState.LISTEN:  # it was shut down, and connects
             pieces, message = self._row(facts)
             book.begin_other_connection(entry, pieces)
@@ -411,9 +434,9 @@ class ProgramEvidence:
             book.remember(removed.entry)  # it may be an earlier one of several that had this port
             self._settle(removed, ended)
             return
-        if past is not None:
-            return
         entry = book.entries.get(cookie)
+        if past is not None or (entry is None and self._is_outdated(ended.facts)):
+            return
         if not ended.final:  # how it ended is not known: sock_diag will tell
             witnessed = entry is not None and entry.protocol == IPPROTO_TCP and entry.weight is Weight.WITNESSED
             if entry is not None and (witnessed or not book.dumped):

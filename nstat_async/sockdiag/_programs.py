@@ -264,6 +264,7 @@ class Programs:
     def records_read(self) -> None:
         """The ring is empty: all records were taken in."""
         self._unread = False
+        self._evidence.records_read()
         self._note_what_may_come()
 
     def _note_what_may_come(self) -> None:

@@ -28,6 +28,8 @@ from ._source import Source
 
 MOST_REPAIRS = 3
 """Most polls outside the interval that follow one which repaired nothing."""
+LONGEST_READING = 30.0
+"""Seconds in which a busy loop reads a whole buffer of notifications: 64 MiB have some 100,000."""
 
 _GROUPS = {
     (AF_INET, IPPROTO_TCP): DiagGroup.TCP4_DESTROY,
@@ -64,6 +66,8 @@ class RemovalSource(Source):
         self._lossy = False
         """Notifications were lost, and no dump has repaired that yet."""
         self._congested = False
+        """Notifications from before the last loss may be unread."""
+        self._congested_at = 0.0
         self._repairing = False
         self._repairs = 0
         """How many polls were to repair the last loss, and did not."""
@@ -75,10 +79,17 @@ class RemovalSource(Source):
         """True unless notifications are missing: a socket that is absent from dumps will then have a removal."""
         return self.is_open and not self._lossy
 
-    def doubt(self) -> None:
-        """Notifications may have been lost, and the next poll has to repair that."""
+    @property
+    def behind(self) -> bool:
+        """True while unread notifications may report the ends that seem lost; not for ever, if the queue is never empty."""
+        return self._congested and self.output.now < self._congested_at + LONGEST_READING
+
+    def doubt(self, *, unread: bool | None = None) -> None:
+        """Notifications may have been lost, and the next poll has to repair that; if some are `unread`, when these are read."""
         self._lossy, self._repairing, self._repairs = True, False, 0
         self._endings.doubt()
+        if not self._congested and (self._endings.waiting.behind if unread is None else unread):
+            self._congested, self._congested_at = True, self.output.now
 
     def begin_poll(self) -> None:
         """A poll begins, which can repair earlier losses."""
@@ -113,8 +124,7 @@ class RemovalSource(Source):
             self._evidence.removals_left(self._book, some=False)
             self.close()
             return
-        self.doubt()
-        self._congested = True
+        self.doubt(unread=True)
         self.output.count("overruns")
         detail = "notifications of destroyed sockets were lost; the next dump repairs the state"
         self.output.lose(LossCause.KERNEL_BUFFER, detail)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 
+import attrs
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, kinds, polls, removals, traffic
 
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, FlowUpdated, LossCause, PollCompleted, RemovalReason
 from nstat_async._model import TcpState
 from nstat_async.sockdiag import SocketState, iterate_messages
-from nstat_async.sockdiag._removals import MOST_REPAIRS
+from nstat_async.sockdiag._removals import LONGEST_READING, MOST_REPAIRS
 
 
 def test_closed_and_held_is_not_removed(kernel):
@@ -98,6 +99,44 @@ def test_a_removal_that_comes_when_its_socket_was_given_up_is_of_a_connection_th
     kernel.run()
     for kind in (FlowAdded, FlowRemoved):
         assert [event.flow.id for event in kernel.events if isinstance(event, kind)] == ids
+
+
+@pytest.mark.parametrize("why", ["overrun", "doubt"])
+def test_while_notifications_are_unread_no_socket_is_given_up(kernel, why):
+    """Its removal, which has its last counts, may be one of them; when all are read, those that had none are given up."""
+    kernel.open_many(3)
+    kernel.start()
+    unread, _lost = kernel.sockets.pop(1), kernel.sockets.pop(2)
+    kernel.close(3)
+    if why == "overrun":
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    else:
+        kernel.session._doubt_removals()
+    kernel.poll()
+    kernel.poll()
+    assert [event.flow.id for event in removals(kernel.events)] == ["c3"]
+    kernel.feed(attrs.evolve(unread, info=traffic(0, 20)).message(final=True), 1)
+    kernel.session.channel_drained(1, kernel.now)
+    kernel.wait(0.3)
+    ended = [(event.flow.id, event.counts.tx_bytes, event.final) for event in removals(kernel.events)]
+    assert sorted(ended) == [("c1", 20, True), ("c2", 0, False), ("c3", 0, True)]
+
+
+def test_notifications_that_are_never_all_read_hold_up_the_repair_for_a_limited_time(kernel):
+    kernel.open_many(2)
+    kernel.start()
+    kernel.close(2)
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.sockets.clear()
+    kernel.poll()
+    kernel.now += LONGEST_READING / 2
+    kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
+    kernel.now += LONGEST_READING / 2
+    kernel.poll()
+    assert [(event.flow.id, event.reason) for event in removals(kernel.events)] == [
+        ("c2", RemovalReason.CLOSED),
+        ("c1", RemovalReason.GONE),
+    ]
 
 
 def test_an_overrun_during_a_poll_is_repaired_by_the_next(connected):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from sockdiag_fakes import FakeKernel, FakeSocket, flow_events, kinds, traffic
 
@@ -197,13 +199,16 @@ def test_why_a_socket_has_no_process(processes, refused, first, later):
     assert (flow.process.pid, flow.attribution) == (42, None)
 
 
-def test_a_socket_that_no_dump_has_any_more_is_not_the_kernels():
+@pytest.mark.parametrize("overrun", [False, True])
+def test_a_socket_that_no_dump_has_any_more_is_not_the_kernels(overrun):
     """It was closed behind the first dump, and a busy loop has not read its removal when the second search is over."""
     kernel = FakeKernel(Session(MonitorOptions(interval=1.0), processes=Visibility.ALL))
     for cookie in (1, 2):
         kernel.sockets[cookie] = FakeSocket(cookie, inode=70 + cookie, info=traffic())
     kernel.start()
     del kernel.sockets[2]
+    if overrun:
+        kernel.session.channel_failed(1, errno.ENOBUFS, kernel.now)
     kernel.wait(1.0)
     assert [flow.attribution for flow, _ in kernel.session.flows()] == [Attribution.KERNEL, None]
 

@@ -193,6 +193,14 @@ def test_a_connection_that_was_begun_before_the_programs_is_announced_with_those
     assert (added.flow.id, added.preexisting) == ("c3", True)
 
 
+def test_a_connection_whose_beginning_was_lost_is_new_because_the_first_dump_has_the_older_ones():
+    """Tables would leave out its first bytes."""
+    kernel = started()
+    kernel.ring(record(Kind.ESTABLISHED, 3, **PORTS))
+    (added,) = [event for event in flow_events(kernel.wait(1.1)) if isinstance(event, FlowAdded)]
+    assert not added.preexisting
+
+
 # -- ends
 
 

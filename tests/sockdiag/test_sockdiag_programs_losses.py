@@ -6,8 +6,21 @@ import errno
 
 import attrs
 import pytest
-from ebpf_records import datagram_record
-from programs_fakes import GRANTED, MAPS, PORTS, REMOTE, RING, Programs, connect, end, flow_row, started
+from ebpf_records import datagram_record, record
+from programs_fakes import (
+    GRANTED,
+    MAPS,
+    PORTS,
+    REMOTE,
+    RING,
+    Programs,
+    closed,
+    connect,
+    end,
+    flow_row,
+    removal,
+    started,
+)
 from sockdiag_fakes import FakeSocket, flow_events, kinds, removals
 
 from nstat_async import EventsLost, LossCause, UnavailableReason
@@ -118,6 +131,72 @@ def test_a_beginning_that_is_read_when_the_loss_of_its_removal_is_repaired_ends_
         kernel.wait(0.3)
     assert kinds(flow_events(kernel.events))[-1] == "FlowRemoved"
     assert not list(kernel.session.flows())
+
+
+def given_up(kernel):
+    """A look-up proved that a connection is gone."""
+    sock = kernel.sockets[9] = removal()
+    kernel.poll()
+    kernel.close(9, tell=False)
+    kernel.lose_removals()
+    kernel.wait(0.3)
+    return sock
+
+
+@pytest.mark.parametrize("removed", ["before", "after", "never"])
+@pytest.mark.parametrize("local_port", [PORTS["local_port"], 0])
+def test_records_that_are_read_after_their_connection_was_given_up_begin_no_flow(removed, local_port):
+    """The ring may have had them already while the look-up was answered."""
+    kernel = started()
+    given_up(kernel)
+    if removed == "before":
+        end(kernel)
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.ring(record(Kind.ESTABLISHED, 9, pid=5, **PORTS), record(Kind.FIRST_IO, 9, pid=5, **PORTS))
+    kernel.ring(record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=8, remote_port=80 << 8, local_port=local_port))
+    if removed == "after":
+        end(kernel)
+    kernel.wait(0.3)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
+def test_a_datagram_that_is_read_after_its_socket_was_given_up_begins_no_flow():
+    kernel = started(granted=attrs.evolve(GRANTED, tier=Tier.CALLS, births=False))
+    sock = kernel.sockets[3] = FakeSocket(3, remote=REMOTE, protocol=17)
+    kernel.poll()
+    kernel.close(3, tell=False)
+    kernel.lose_removals()
+    kernel.wait(0.3)
+    kernel.ring(datagram_record(Kind.FIRST_IO, 3, pid=5, **(PORTS | {"remote_port": 81 << 8})))
+    kernel.feed(sock.message(final=True), 1)
+    kernel.wait(2.0)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_socket_that_was_given_up_may_connect_again(later):
+    """To the same server once the ring was read empty, to another one at once."""
+    kernel = started()
+    given_up(kernel)
+    ports = PORTS if later else PORTS | {"remote_port": 81 << 8}
+    if later:
+        kernel.session.channel_drained(RING, kernel.now)
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=ports["remote_port"]))
+    kernel.ring(record(Kind.ESTABLISHED, 9, pid=5, **ports))
+    kernel.ring(record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=8, **ports))
+    kernel.wait(0.3)
+    assert [event.flow.id for event in removals(kernel.events)] == ["c9", "c9.2"]
+
+
+def test_the_end_of_a_connection_that_was_given_up_is_not_taken_for_that_of_the_next():
+    """Its FIN is not among the bytes of the next one."""
+    kernel = started()
+    given_up(kernel)
+    kernel.ring(closed())
+    kernel.feed(attrs.evolve(removal(), remote_port=81).message(final=True), 1)
+    kernel.ring(record(Kind.CLOSED, 9, tx_bytes=70, rx_bytes=8, local_port=40000, remote_port=81 << 8))
+    kernel.wait(2 * RECORD_PATIENCE)
+    assert [(event.flow.id, event.counts.rx_bytes) for event in removals(kernel.events)] == [("c9", 8), ("c9.2", 8)]
 
 
 def test_where_nothing_moved_the_maps_rest():
