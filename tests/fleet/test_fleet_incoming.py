@@ -3,64 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from fleet_by_hand import LATER, NOW, added, flow, losses, message, read, reader, state
 from fleet_world import WALL, count, taken
 
 from nstat_async import (
     Capabilities,
-    Endpoint,
     EventsLost,
-    Flow,
     FlowAdded,
     FlowUpdated,
     HostState,
     HostUpdated,
     LossCause,
-    Process,
     Provider,
     json,
 )
-from nstat_async.fleet import Delivery, Facts, Header, Incoming, encode
+from nstat_async.fleet import Delivery, Facts, Incoming
 from nstat_async.fleet._intake import SLICE
 from nstat_async.fleet._messages import LONGEST_LINE
-
-RUN, LATER = "00000001", "00000002"
-NOW = 100.0
-
-
-def flow(number, name="curl"):
-    remote = Endpoint.parse("198.51.100.7", 443)
-    return Flow(f"c{number}", Provider.TCP, remote=remote, process=Process(7, name))
-
-
-def added(number, rx=0, **more):
-    return json.dumps(FlowAdded(WALL, flow(number, **more), count(rx), preexisting=False))
-
-
-def message(seq, *lines, host="web", run=RUN, stored=WALL, **header):
-    data = encode(Header(incarnation=run, seq=seq, next=10.0, **header), lines)
-    return Delivery(f"nstat.{host}.{'state' if header.get('part') == 0 else 'events'}", data, seq + 1, stored)
-
-
-def state(seq, *lines, **more):
-    return message(seq, *lines, part=0, **more)
-
-
-def reader(*deliveries, **options):
-    core = Incoming(**options)
-    core.caught_up = True
-    core.begin(WALL)
-    return core, read(core, *deliveries)
-
-
-def read(core, *deliveries, now=NOW):
-    for delivery in deliveries:
-        core.receive(delivery, now)
-    return taken(core)
-
-
-def losses(events):
-    return [(event.cause, event.count, event.detail) for event in events if isinstance(event, EventsLost)]
-
 
 # --- lines -----------------------------------------------------------------------------------
 
@@ -275,3 +234,25 @@ def test_many_machines_that_fall_silent_at_once_are_reported_in_slices():
     core, _ = reader(*(state(0, host=f"h{number}") for number in range(3 * SLICE)))
     core.handle_deadline(NOW + 500.0, WALL)
     assert [len(part) for part in core.take_events() if part] == [SLICE] * 3
+
+
+def test_a_clock_is_reported_when_it_has_changed_and_then_no_more():
+    core, _ = reader(state(0))
+    told, offsets = [], [0.9, -0.9, 1.5, 1.5, 2.4, 50.0, 50.5, *[5.0] * 10, 5.0]
+    for seq, offset in enumerate(offsets, 1):
+        told += [round(event.clock_offset, 1) for event in read(core, message(seq, sent=WALL + offset))]
+    assert told == [1.5, 50.0, 5.0], "that of the last ten messages with the least delay counts"
+
+
+def test_an_event_that_waited_for_days_to_be_published_keeps_its_time():
+    days = 3 * 86_400
+    _, events = reader(state(0), message(1, added(1, time=WALL - days)), message(2, added(2, time=WALL - 9 * 86_400)))
+    assert [WALL - event.time for event in events if isinstance(event, FlowAdded)] == [days, 7 * 86_400]
+
+
+@pytest.mark.parametrize(("promise", "silent_after"), [(0.5, 2.5), (10.0, 30.0)])
+def test_a_machine_is_silent_after_three_times_its_promise_and_two_seconds_at_least(promise, silent_after):
+    core, _ = reader(state(0, next=promise))
+    for now, silent in ((silent_after - 0.1, False), (silent_after + 0.1 + 1.0, True)):
+        core.handle_deadline(NOW + now, WALL)
+        assert [event.state for event in taken(core)] == [HostState.SILENT] * silent

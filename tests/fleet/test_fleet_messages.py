@@ -18,14 +18,61 @@ from nstat_async import (
     LossCause,
     Peer,
     PollCompleted,
+    ProtocolError,
     UsageError,
     json,
 )
-from nstat_async.fleet import Delivery, Facts, Header, Outgoing, encode
+from nstat_async.fleet import Delivery, Facts, Header, Outgoing, decode, encode
 from nstat_async.fleet._incoming import Incoming
-from nstat_async.fleet._messages import MOST_LINES
+from nstat_async.fleet._messages import LARGEST, LONGEST_LINE, MOST_LINES, parse_subject
 
 # --- what others write ------------------------------------------------------------------------
+
+
+def header(**fields):
+    return standard.dumps({"v": 1, "incarnation": "0" * 8, "seq": 0, "next": 10.0, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (header(), None),
+        (header(next=0.5), None),
+        (header(next=3600), None),
+        (header(part=0), None),
+        (header(v=2), "not a message of version 1"),
+        (b"[1]", "neither JSON nor compressed"),
+        (zlib.compress(b"[1]"), "not a message of version 1"),
+        (header(seq=-1), "out of range"),
+        (header(part=-1), "out of range"),
+        (header(next=0), "out of range"),
+        (header(next=3601), "out of range"),
+        (header(incarnation="x" * 8), "not an incarnation"),
+        (header() + b"\n" * MOST_LINES, None),
+        (header() + b"\n" * (MOST_LINES + 1), f"more than {MOST_LINES} lines"),
+        (header().ljust(LONGEST_LINE), None),
+        (header().ljust(LONGEST_LINE + 1), f"header has more than {LONGEST_LINE} bytes"),
+        ((header() + b"\n").ljust(LARGEST), None),
+        ((header() + b"\n").ljust(LARGEST + 1), f"more than {LARGEST} bytes"),
+    ],
+)
+def test_what_is_a_message_and_why_others_are_none(data, reason):
+    if reason is None:
+        assert decode(data)[0].incarnation == "0" * 8
+    else:
+        with pytest.raises(ProtocolError, match=reason):
+            decode(data)
+
+
+def test_a_header_says_only_what_is_so_and_long_messages_are_compressed():
+    short = encode(Header(incarnation="0" * 8, seq=0, next=1.0), ["{}"])
+    assert short == header(next=1.0).replace(b" ", b"") + b"\n{}"
+    assert len(encode(Header(incarnation="0" * 8, seq=0, next=1.0), ["{}"] * 1000)) < 200
+
+
+@pytest.mark.parametrize("subject", ["nstat.web$.events", "nstat..events", "nstat.web.event", "nstat.events"])
+def test_a_subject_names_a_machine_or_is_refused(subject):
+    assert parse_subject("nstat", subject) is None
 
 
 @settings(max_examples=examples(200))
