@@ -218,13 +218,13 @@ class Monitor:
         task, feed = getattr(self, "_task", None), getattr(self, "_feed", None)
         if task is None or feed is None or self._closed or self._distributor.closed:
             return
+        task.stop_soon(feed.close)  # first: a warning may be made an error (-W error)
         warnings.warn(
             f"{self!r} was never closed; use it in an async with block, or call aclose",
             ResourceWarning,
             source=self,
             stacklevel=1,
         )
-        task.stop_soon(feed.close)
 
     # --- reading --------------------------------------------------------------------
 

@@ -307,6 +307,24 @@ def test_a_forgotten_monitor_warns_and_is_closed(run):
     run(main)
 
 
+def test_a_forgotten_monitor_is_closed_also_if_its_warning_is_an_error(run, monkeypatch):
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", lambda found: said.append(found.exc_type))
+
+    async def main():
+        ready = Ready()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            await Monitor(backend=ready).start()
+            gc.collect()
+        assert said == [ResourceWarning]
+        with anyio.fail_after(60):
+            await ready.closed.wait()
+            await until(lambda: not background._running)
+
+    run(main)
+
+
 def test_a_forgotten_monitor_may_be_collected_by_another_thread(run):
     async def main():
         ready = Ready()
