@@ -266,11 +266,9 @@ class Monitor:
         if own is not None and not self._iterated and not own._failure:  # noqa: SLF001
             # Nobody iterates the monitor itself: the first subscription takes over its place, and the events there.
             self._own = None
-            waiting = own._buffer.pop_all()  # noqa: SLF001
-            own.close()
+            subscription._take_over(own)  # noqa: SLF001
         else:
-            waiting = self._catch_up(feed)
-        subscription._take(waiting)  # noqa: SLF001
+            subscription._take(self._catch_up(feed))  # noqa: SLF001
         return subscription
 
     def _catch_up(self, feed: Feed) -> list[AnyEvent]:

@@ -202,6 +202,13 @@ class Subscription:
         if self._news is not None and len(self._buffer):
             self._news.set()
 
+    def _take_over(self, other: Subscription) -> None:
+        """Take the place of a subscription that nobody reads, with the events that wait there; its filter is a part of this one's."""
+        self._take(other._buffer.pop_all())
+        if self._gate is not None and other._gate is not None:
+            self._gate._continue_from(other._gate)  # noqa: SLF001  # for subscriptions alone
+        other.close()
+
     def _sift(self, gate: FlowGate, events: Sequence[AnyEvent]) -> Sequence[AnyEvent]:
         passed: list[AnyEvent] = []
         try:

@@ -605,6 +605,10 @@ class FlowGate:
         self._historic: set[str] = set()
         """Flows that do not match now, and will be ``preexisting`` if they do."""
 
+    def _continue_from(self, other: FlowGate) -> None:
+        """Know what another gate hides, which this one's events passed before: these flows are ``preexisting`` when they match."""
+        self._historic |= other._historic
+
     def __call__(self, events: Iterable[AnyEvent]) -> Sequence[AnyEvent]:
         """The events that pass."""
         passed: list[AnyEvent] = []

@@ -6,12 +6,14 @@ import time
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 from scripted import POLLED, Script, added, flow, on_both_loops, updated, watching
 
 from nstat_async import (
     Counts,
     EventsLost,
+    FlowAdded,
     FlowRemoved,
     LossCause,
     Monitor,
@@ -93,6 +95,21 @@ async def test_who_subscribes_late_gets_the_flows_of_that_moment_first():
         assert [(await monitor.__anext__()).flow.id for _ in range(2)] == ["1", "2"]  # a place of its own again
         script.deliver(added(3))
         assert await monitor.__anext__() == added(3)
+
+
+@on_both_loops
+async def test_who_takes_over_what_waits_knows_which_hidden_flows_are_older_than_the_monitor():
+    """And which were seen before: what they had carried until they match is nobody's new traffic."""
+    wanted = {"1"}
+    async with watching(flow_filter=lambda each: each.id in wanted) as (script, monitor):
+        script.deliver(added(1), attrs.evolve(added(2, 500), preexisting=True), added(3, 30))
+        wanted.clear()
+        script.deliver(updated(1, 10, 0))
+        reader = monitor.subscribe(filters.by_provider("tcp"))
+        wanted |= {"1", "2", "3"}
+        script.deliver(updated(1, 11, 10), updated(2, 501, 500), updated(3, 31, 30))
+        again = [event for event in reader.receive_nowait() if isinstance(event, FlowAdded)]
+        assert [(event.flow.id, event.preexisting) for event in again] == [("1", True), ("2", True), ("3", False)]
 
 
 @on_both_loops
