@@ -97,7 +97,7 @@ def from_json(kind: type[_T], data: Any) -> _T:
 
 
 class Vocabulary:
-    """Classes that are told apart by their name, under the key ``"type"``. Any attrs class can be written."""
+    """Classes that are distinguished by their name, under the key ``"type"``. Any attrs class can be written."""
 
     def __init__(self, *kinds: type) -> None:
         self._kinds = {kind.__name__: kind for kind in kinds}

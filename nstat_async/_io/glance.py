@@ -209,7 +209,7 @@ class Glance:
         return found
 
     def _take_in(self, rows: Iterable[bytes]) -> list[tuple[int, bytes]]:
-        """The new sockets among these rows, of which the process is to be found."""
+        """The new sockets among these rows that a process has."""
         known, found = self._known[TCP], []
         for row in rows:
             cookie = cookie_of(row)

@@ -249,7 +249,7 @@ def _first_sockets(pid: int, first: int = AT_ONCE) -> Iterator[Found]:
 
 
 def remember_holders(recent: dict[int, None], pids: Iterable[int]) -> None:
-    """Put these processes at the end of the recent ones, of which there are `MOST_RECENT`."""
+    """Put these processes at the end of the recent ones, of which `MOST_RECENT` are kept."""
     for pid in reversed(dict.fromkeys(reversed(list(pids)))):
         remember(recent, pid, MOST_RECENT)
 

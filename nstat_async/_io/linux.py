@@ -184,7 +184,7 @@ def namespace_path(namespace: str | int) -> str:
 
 
 def mounts_of(kind: bytes, lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Of each mount of this kind of file system the mounted directory in it, and where that is, by lines of ``mountinfo``."""
+    """The mounts of this kind of file system in lines of ``mountinfo``: the mounted directory, and where it is mounted."""
     for line in lines:
         fields, _, source = line.partition(b" - ")
         parts = fields.split(b" ")

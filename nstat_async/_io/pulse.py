@@ -366,7 +366,7 @@ def _take(wanted: set[int], places: Iterable[Found], found: list[Found], seconds
 
 
 def _most_urgent(sockets: list[tuple[int, bytes]], found: set[int]) -> list[tuple[int, bytes]]:
-    """Of thousands of sockets those of the likeliest processes; the next poll finds the others."""
+    """The sockets of the likeliest processes, if there are too many for one report; the next poll finds the others."""
     return sorted(sockets, key=lambda each: SOCKET.unpack_from(each[1], COOKIE_AT)[2] not in found)[:MOST_NEW]
 
 

@@ -53,7 +53,7 @@ Follow = Callable[[bytes, int, int, int, int], list[bytes]]
 
 @attrs.define
 class _Last:
-    """The last connection between two ends, of which one port varies."""
+    """The last connection between two ends, one of whose ports varies."""
 
     port: int
     message: bytes

@@ -135,7 +135,7 @@ def sockets_of(pid: int) -> dict[int, int] | None:
 
 
 def holds(inode: int, thread: int, descriptor: int) -> bool:
-    """True if a thread's descriptor is still this socket, or an io_uring, of which that is assumed."""
+    """True if a thread's descriptor is still this socket, or an io_uring, for which that is assumed."""
     return is_held(inode, inode_at(thread, descriptor), thread, descriptor)
 
 

@@ -140,8 +140,8 @@ class Incoming:
         self._report(PollCompleted(time, sum(len(view.flows) for view in present), complete))
 
     def _say_what_is_unknown(self, view: HostView, time: float) -> None:
-        """Report what the first state lacks of a machine: nobody heard of what was lost before."""
-        view.quarrel = False  # it is said when the other publisher is heard of again
+        """Report what the first state lacks of a machine: what was lost before it was not reported."""
+        view.quarrel = False  # reported when the other publisher sends again
         if not view.live:
             detail = "nothing came from it since a complete state: its flows are unknown"
             self._report.lost(view.host, LossCause.TRANSPORT, time, None, detail)

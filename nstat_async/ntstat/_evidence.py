@@ -2,7 +2,7 @@
 
 - Flows with known values, which prove a layout on a living kernel: the transport
   opens them (real sockets on loopback, or an emulated kernel's) and keeps them open
-  until it is told to close them.
+  until the session asks it to close them.
 - Paths of executables, which ntstat does not have.
 - The kernel's own counts of its failures.
 - The interfaces' counters.

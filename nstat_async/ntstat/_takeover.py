@@ -167,7 +167,7 @@ def _traffic(source: Source) -> tuple[int, ...]:
 
 
 def _nearest(partners: list[Source], source: Source, gone: Collection[Source]) -> Source | None:
-    """Of several partners that look alike, the one with the highest counters that do not exceed the source's."""
+    """The partner with the highest counters that do not exceed the source's; one that has ended only if the source has, if possible."""
     now = _traffic(source)
     before = [p for p in partners if all(a <= b for a, b in zip(_traffic(p), now, strict=True))]
     return max(before, key=lambda partner: ((partner in gone) is (source in gone), _traffic(partner)), default=None)
