@@ -20,7 +20,7 @@ from ._parser import did_you_mean
 from ._progress import Progress
 from ._run import Scope, poll_to_the_end, run_until_stopped
 from ._source import backend_of, monitor_options
-from ._table import render
+from ._table import render, shortened
 from ._views import user_text
 
 
@@ -60,7 +60,7 @@ def _record(arguments: argparse.Namespace) -> int:
         return 0
 
     def progress_text() -> str:
-        return f"{arguments.file}: {bytes_text(_size(arguments.file))}  (Ctrl-C ends it)"
+        return f"{shortened(arguments.file, 40)}: {bytes_text(_size(arguments.file))}  (Ctrl-C ends it)"
 
     progress = Progress(progress_text) if can_draw(sys.stderr) else None
     status = run_until_stopped(work, duration=arguments.duration, progress=progress)

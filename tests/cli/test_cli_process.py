@@ -305,9 +305,9 @@ def test_a_terminal_gets_colour(recording):
             rb" *PID  PROCESS",
         ),
         (
-            ["history", "h.db", "--record"],
-            rb"\r\x1b\[K\d+ s  h\.db: [^ ]+ [kM]?B  \(Ctrl-C ends it\)",
-            rb"nstat-async: h\.db: ",
+            ["history", f"./{'long' * 9}-h.db", "--record"],
+            rb"\r\x1b\[K\d+ s  \./[long]+\xe2\x80\xa6[long]+-h\.db: [^ ]+ [kM]?B  \(Ctrl-C ends it\)",
+            rb"nstat-async: \./(long){9}-h\.db: ",
         ),
     ],
 )
