@@ -12,6 +12,7 @@ here take in events and return rows.
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from heapq import nlargest
 from operator import attrgetter
@@ -33,6 +34,7 @@ from nstat_async._events import (
     LossCause,
     PollCompleted,
     ProviderRefused,
+    RemovalReason,
 )
 from nstat_async._model import UNCOUNTED_PROVIDERS, Counts, Flow, Provider
 from nstat_async._options import providers_of
@@ -48,6 +50,9 @@ from ._tally import OpenFlow, Share, Tally, is_counted, known_or, sum_tallies
 DEFAULT_MAX_FINISHED = 10_000
 _CLOCK_STEP = 5.0
 """If the events' clock and the monotonic one differ by more seconds between two batches, the wall clock was set."""
+
+_MAY_COME_BACK = frozenset({RemovalReason.FILTERED, RemovalReason.MONITOR})
+_MOST_LEFT = 10_000
 
 SortKey = Literal[
     "bytes", "rate", "rx_bytes", "tx_bytes", "rx_packets", "tx_packets", "rx_rate", "tx_rate", "flows", "open_flows",
@@ -114,6 +119,8 @@ class TrafficTable:
         self._window = RateWindow(rate_window)
         self._groups = Groups(group_by, max_finished)
         self._open: dict[str, OpenFlow] = {}
+        self._left: OrderedDict[str, None] = OrderedDict()
+        """The latest flows that went without an end: if they come back, their history is counted already."""
         self._losses: dict[LossCause, Loss] = {}
         self._polls = self._incomplete_polls = 0
         self._hosts: dict[str, HostState] = {}
@@ -258,6 +265,10 @@ class TrafficTable:
             if event.final and event.counts is not None:
                 entry.end_with(event.counts)
             del self._open[event.flow.id]
+            if self._include_history and event.reason in _MAY_COME_BACK:
+                self._left[event.flow.id] = None
+                if len(self._left) > _MOST_LEFT:
+                    self._left.popitem(last=False)
             tally.open_flows -= 1
             self._groups.settle(tally)
 
@@ -298,6 +309,7 @@ class TrafficTable:
         # A flow that ends without having begun is older than the table.
         preexisting = event.preexisting if isinstance(event, FlowAdded) else isinstance(event, FlowRemoved)
         entry = OpenFlow(flow, tally, preexisting, seen=None if key is None and self.group_by.needs_details else flow)
+        entry.has_history = self._include_history and flow.id not in self._left
         if isinstance(event, FlowUpdated) and is_counted(event.previous):
             # The table saw only a part of the stream: of this flow it counts the event's own growth.
             entry.counted = True
@@ -340,7 +352,7 @@ class TrafficTable:
         """Count a report that is special: the first one, one with unknown counters, or one with a counter that fell."""
         if not is_counted(counts):
             return
-        entry.count_media(counts, from_begin=self._include_history or not entry.preexisting)
+        entry.count_media(counts, from_begin=entry.has_history or not entry.preexisting)
         tally = entry.tally
         if entry.counted:
             tally.add(*entry.grow(counts))
@@ -350,7 +362,7 @@ class TrafficTable:
         entry.current = known_or(counts)
         if not entry.preexisting:
             tally.add(*entry.current)
-        elif self._include_history:
+        elif entry.has_history:
             tally.shift(*entry.current)
         else:
             entry.rebase()

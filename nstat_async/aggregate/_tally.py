@@ -203,6 +203,8 @@ class OpenFlow:
     flow: Flow
     tally: Tally
     preexisting: bool
+    has_history: bool = False
+    """True if what it had carried before it was seen counts, too."""
     counted: bool = False
     """True after the first counts."""
     seen: Flow | None = None

@@ -6,10 +6,14 @@ import pytest
 from aggregate_events import CURL, SSHD, Counts, added, counts, fed, flow, lost, polled, removed, updated
 
 from nstat_async._errors import UsageError
-from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause, ProviderRefused
-from nstat_async._model import Process, Provider
-from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable
+from nstat_async._events import EventsLost, HostState, HostUpdated, LossCause, ProviderRefused, RemovalReason
+from nstat_async._model import MediumCounts, Process, Provider
+from nstat_async.aggregate import GroupBy, ProcessTable, RowKind, TrafficTable, _table
 from nstat_async.json import to_dict
+
+
+def by_wire(rx: int) -> Counts:
+    return Counts(rx_bytes=rx, tx_bytes=0, rx_packets=0, tx_packets=0, media={"wired": MediumCounts(rx, 0, 0, 0)})
 
 
 def test_what_is_no_event_and_no_number_is_wrong_usage():
@@ -41,6 +45,23 @@ def test_what_a_preexisting_flow_had_before_is_history():
     table = fed(*stream, include_history=True)
     assert table.total().rx_bytes == 15_500
     assert table.total().rx_rate == 500
+
+
+def test_the_history_of_a_flow_that_went_without_an_end_counts_once(monkeypatch):
+    """A filter hides a flow and shows it again; a machine of a fleet leaves and comes back."""
+    monkeypatch.setattr(_table, "_MOST_LEFT", 1)
+    a, b, old, now = flow("a"), flow("b"), by_wire(100), by_wire(200)
+    for reason in (RemovalReason.FILTERED, RemovalReason.MONITOR):
+        table = fed(added(a, 0, old, preexisting=True), removed(a, 1, old, reason=reason), include_history=True)
+        table.feed_many([added(a, 2, now, preexisting=True), updated(a, 3, by_wire(205))])
+        total = table.total()
+        assert (total.rx_bytes, dict(total.media)["wired"].rx_bytes) == (105, 105)
+        table.feed_many([removed(each, 4, counts(205), reason=reason) for each in (a, b)])
+        table.feed(added(a, 5, counts(205), preexisting=True))
+        assert table.total().rx_bytes == 105 + 205 + 205, "only the latest are remembered"
+    table = fed(added(a, 0, old, preexisting=True), removed(a, 1, old), include_history=True)
+    table.feed(added(a, 2, now, preexisting=True))
+    assert table.total().rx_bytes == 300, "a flow that ended is another one"
 
 
 def test_a_removed_flow_without_counts_keeps_what_was_known():
