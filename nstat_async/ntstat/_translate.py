@@ -50,7 +50,7 @@ def decode_endpoint(raw: bytes, keep: Callable[[bytes], bytes] = bytes) -> Endpo
     if family != DARWIN_AF_INET6:
         return None
     packed = raw[8:24]
-    if packed.startswith(IPV4_MAPPED):
+    if packed[:12] == IPV4_MAPPED:
         return _make_end(keep(packed[12:]), port, None)
     scope = int.from_bytes(raw[24:28], "little")
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 and (packed[2] or packed[3]):
