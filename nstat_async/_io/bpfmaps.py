@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from .._errors import ProtocolError
 from ..ebpf import (
@@ -92,7 +92,7 @@ class MapsChannel:
         self._owners = owners
         self._counters = counters
         self._ring = ring
-        self._work: deque[Iterator[bytes]] = deque()
+        self._work: deque[Generator[bytes, None, None]] = deque()
         self._submitted = -1
         self._missed = (0, 0)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -148,11 +148,11 @@ class MapsChannel:
             return
         self._closed = True
         for work in self._work:
-            work.close()  # type: ignore[attr-defined]
+            work.close()
         self._work.clear()
         os.close(self._event)
 
-    def _guarded(self, operation: Operation, answers: Iterator[bytes]) -> Iterator[bytes]:
+    def _guarded(self, operation: Operation, answers: Iterator[bytes]) -> Generator[bytes, None, None]:
         """Make sure that an answer ends, with the error if there is one."""
         try:
             yield from answers

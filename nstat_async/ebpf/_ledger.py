@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ._evidence import (
     Counted,
@@ -124,7 +124,7 @@ class Ledger:
         """How many records were discarded by the kernel, or are not of these programs."""
         self.repeated = 0
         """How many records repeated an earlier one."""
-        self._handlers = {
+        self._handlers: dict[int, Callable[[Record], None]] = {
             Kind.OPENED: self._opened,
             Kind.ESTABLISHED: self._established,
             Kind.ACCEPTED: self._accepted,
@@ -167,7 +167,7 @@ class Ledger:
         if not self._processes:
             records = [record._replace(flags=record.flags & ~_HAS_PROCESS) for record in records]
         for record in records:
-            handler = handlers.get(record.kind)  # type: ignore[call-overload]
+            handler = handlers.get(record.kind)
             if handler is None:
                 self.discarded += 1
             elif record.cookie not in ignore:

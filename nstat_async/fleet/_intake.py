@@ -122,14 +122,12 @@ class Intake:
                 raise ProtocolError(f"it has more than {LONGEST_LINE} bytes")  # noqa: TRY301  # said in one place
             if _LONG.search(line):
                 _check_numbers(json.loads(line))
-            event = view.read(line)
-            _check(event)
+            return _checked(view.read(line))
         except (ProtocolError, ValueError, RecursionError) as error:
             self.report.counts["malformed_messages"] += 1
             reason = error.reason if isinstance(error, ProtocolError) else str(error)
             self.report.lost(view.host, LossCause.PROTOCOL, time, 1, f"a line is not an event: {reason:.200}")
             return None
-        return event  # type: ignore[return-value]  # _check refuses rows
 
     def _flow_event(self, view: HostView, event: FlowAdded | FlowUpdated | FlowRemoved, time: float) -> None:
         known = view.flows.get(event.flow.id)
@@ -189,8 +187,8 @@ def _check_numbers(value: Any) -> None:
         _check_numbers(each)
 
 
-def _check(event: AnyEvent | Row) -> None:
-    """Refuse a line that no machine sends.
+def _checked(event: AnyEvent | Row) -> AnyEvent:
+    """The event of a line that a machine may have sent.
 
     Raises:
         ProtocolError: It is not an event of a machine, or its counters are not numbers of 64 bits.
@@ -206,3 +204,4 @@ def _check(event: AnyEvent | Row) -> None:
         values.append(event.count)
     if values and not 0 <= min(values) <= max(values) < _LARGEST:
         raise ProtocolError("a counter is not a number of at most 64 bits")
+    return event

@@ -125,8 +125,9 @@ class Remotes:
                 self._end(cookie, sock)
                 keys += [PEER_KEY.pack(*row[:4], 0) for row in listed]
         for book in self._books.values():
-            for cookie in self._ending.intersection(book.ended or ()):
-                del book.ended[cookie]  # type: ignore[union-attr]
+            ended = book.ended or {}
+            for cookie in self._ending & ended.keys():
+                del ended[cookie]
         return keys
 
     def _socket(self, cookie: int) -> _Socket | None:

@@ -235,8 +235,9 @@ class EmulatedFlow:
     def use_interface(self, interface: str | EmulatedInterface | None) -> None:
         """Make this the interface of the last packet."""
         with self.kernel.lock:
-            made = interface is None or isinstance(interface, EmulatedInterface)
-            self.interface = interface if made else self.kernel.interface(interface)  # type: ignore[assignment, arg-type]
+            if interface is not None and not isinstance(interface, EmulatedInterface):
+                interface = self.kernel.interface(interface)
+            self.interface = interface
             self._descriptor_parts = None
 
     def transfer(
