@@ -171,8 +171,23 @@ class ConnectionTable:
 
     def feed(self, event: AnyEvent) -> None:
         """Take in one event."""
-        if not isinstance(event, FlowEvent) or event.flow.provider not in _CARRYING or event.flow.remote is None:
+        if not isinstance(event, FlowEvent) or event.flow.provider not in _CARRYING:
             return
+        if event.flow.remote is not None:
+            self._report(event)
+        if isinstance(event, FlowRemoved) and (end := self._ends.get(event.flow.id)) is not None:
+            if event.flow.provider is Provider.TCP:  # UDP that was disconnected may have sent to anybody since
+                end.take_in(event.counts)
+            end.open = False
+            if not end.link.is_open:
+                self._over[id(end.link)] = end.link
+                if len(end.link.ends) > 1:
+                    self._leave(end.link)  # its addresses may be used again
+            while len(self._over) > WAITING:
+                self._finish(self._over.popitem(last=False)[1])
+
+    def _report(self, event: FlowEvent) -> None:
+        """Take in the report of a flow that has another end."""
         end = self._end(event)
         end.flow = event.flow
         if isinstance(event, FlowAdded) and not end.open:  # a filter passes it again, or its machine is back
@@ -181,14 +196,6 @@ class ConnectionTable:
         else:
             end.take_in(event.counts)
         self._meet(end)
-        if isinstance(event, FlowRemoved):
-            end.open = False
-            if not end.link.is_open:
-                self._over[id(end.link)] = end.link
-                if len(end.link.ends) > 1:
-                    self._leave(end.link)  # its addresses may be used again
-            while len(self._over) > WAITING:
-                self._finish(self._over.popitem(last=False)[1])
 
     def _end(self, event: FlowEvent) -> _End:
         end = self._ends.get(event.flow.id)

@@ -166,6 +166,17 @@ def test_in_any_order_of_reports_the_total_is_what_was_sent(data):
     assert table.talks()[0].open == 0
 
 
+def test_a_flow_that_was_disconnected_ends_like_any_other():
+    """A resolver disconnects its UDP sockets, and a kernel may forget the other end of TCP before the last report."""
+    for provider, total in ((Provider.UDP, 7), (Provider.TCP, 99)):
+        flow = Flow("1", provider, local=A, remote=B, process=CURL, direction=Direction.OUTBOUND)
+        alone = attrs.evolve(flow, remote=None)
+        began = [added(flow, 1, counts(0, 0)), updated(flow, 2, counts(7, 0)), updated(alone, 3, counts(50, 0))]
+        table = told(*began, removed(alone, 4, counts(99, 0)), removed(attrs.evolve(alone, id="2"), 4, counts(5, 5)))
+        [talk] = table.talks()
+        assert (talk.server.address, talk.to_client, talk.open) == ("192.0.2.2", total, 0)
+
+
 def test_connections_that_are_over_take_no_memory_for_ever(monkeypatch):
     monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", 10)
     table = ConnectionTable()
