@@ -141,6 +141,8 @@ class TcpInfo(enum.IntEnum):
     SND_MSS = 16
     UNACKED = 24
     LOST = 32
+    LAST_DATA_SENT = 44
+    LAST_DATA_RECV = 52
     LAST_ACK_RECV = 56
     PMTU = 60
     RTT = 68

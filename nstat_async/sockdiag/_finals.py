@@ -35,6 +35,8 @@ _TICKS_MS = 20
 FIN_RECEIVED = frozenset({SocketState.CLOSE_WAIT, SocketState.LAST_ACK, SocketState.CLOSING, SocketState.TIME_WAIT})
 """States of a socket that received the peer's FIN."""
 _STATE_AT = int(TcpInfo.STATE)
+_SILENT_AT, _SILENT = int(TcpInfo.LAST_DATA_SENT), struct.Struct("=I4xII")
+"""Milliseconds since data was sent, since data came, and since the last acknowledgement."""
 _U32 = struct.Struct("=I")
 _EXPIRES_AT = HEADER.size + 52
 _QUEUES = struct.Struct("=II")
@@ -161,6 +163,21 @@ def last_words(message: bytes, start: int, length: int) -> LastWords:
         window,
         last_segment,
     )
+
+
+def least_age(message: bytes, start: int, length: int) -> float:
+    """How many seconds a connection had at least been established for when it ended; 0 if that is not known.
+
+    It did not send, receive or hear anything for so long: each of these times begins with the connection
+    (``tcp_finish_connect``, ``tcp_create_openreq_child``).
+    """
+    if length < _SILENT_AT + _SILENT.size:
+        return 0.0
+    longest = max(_SILENT.unpack_from(message, start + _SILENT_AT)) - _TICKS_MS
+    if longest <= 0:
+        return 0.0
+    words = last_words(message, start, length)
+    return 0.0 if words.cleared or not (words.received or words.payload_sent) else longest / 1000
 
 
 def is_behind_fin(message: bytes, start: int, length: int) -> bool:

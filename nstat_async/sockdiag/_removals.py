@@ -15,7 +15,7 @@ from ._book import Book
 from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, DiagAttribute, DiagGroup, SocketState
 from ._endings import Endings
 from ._entry import Entry
-from ._finals import LastWords, has_remote_port, is_unused, last_words, was_disconnected
+from ._finals import LastWords, has_remote_port, is_unused, last_words, least_age, was_disconnected
 from ._messages import ATTRIBUTES_AT, HEADER, find_attribute, iterate_messages
 from ._outcomes import QUICK, is_attempt, outcome_of_attempt
 from ._output import Output
@@ -63,6 +63,8 @@ class RemovalSource(Source):
         self._evidence = evidence
         self._formats = formats
         self._protocols = wanted
+        self._since: float | None = None
+        """When the channel was opened first."""
         self._lossy = False
         """Notifications were lost, and no dump has repaired that yet."""
         self._congested = False
@@ -109,6 +111,7 @@ class RemovalSource(Source):
     def opened(self, receive_buffer: int | None) -> None:
         super().opened(receive_buffer)
         self.receive_buffer = receive_buffer
+        self._since = self.output.now if self._since is None else self._since
 
     def failed(self, errno: int) -> None:
         """The kernel could not queue notifications; how many, it does not say.
@@ -165,7 +168,7 @@ class RemovalSource(Source):
         if self._evidence.note_removal(pieces[2], pieces[1], known=known):
             return
         if entry is None:
-            entry, unseen = self._gone_entry(message, protocol, pieces), True
+            entry, unseen = self._gone_entry(message, protocol, pieces, info), True
         else:
             unseen = book.begin_other_connection(entry, pieces)
         if entry is None:
@@ -179,14 +182,18 @@ class RemovalSource(Source):
         book.begin_end(entry)
         self._join(entry, message, info)
 
-    def _gone_entry(self, message: bytes, protocol: int, pieces: Pieces) -> Entry | None:
-        """An entry for a socket that becomes known by its removal; `None` if there is nothing to report of it."""
+    def _gone_entry(self, message: bytes, protocol: int, pieces: Pieces, info: tuple[int, int]) -> Entry | None:
+        """An entry for a socket that becomes known by its removal; `None` if there is nothing to report of it.
+
+        At the start that may be an old connection, which the first dump would have had: it says so if that is certain.
+        """
         if is_unused(message):
             self.output.count("unused_sockets")
             return None
         entry = self._book.gone_entry(protocol, pieces)
         if entry is not None:
             self.output.count("short_lived")
+            entry.preexisting = self._since is not None and least_age(message, *info) > self.output.now - self._since
         return entry
 
     def _join(self, entry: Entry, message: bytes, info: tuple[int, int]) -> None:

@@ -36,7 +36,8 @@ from nstat_async.sockdiag._messages import (
 
 # What a C program prints for offsetof() of <linux/tcp.h> and <linux/inet_diag.h>.
 C_OFFSETS = {
-    "STATE": 0, "RETRANSMITS": 2, "PROBES": 3, "RTO": 8, "SND_MSS": 16, "UNACKED": 24, "LOST": 32, "LAST_ACK_RECV": 56,
+    "STATE": 0, "RETRANSMITS": 2, "PROBES": 3, "RTO": 8, "SND_MSS": 16, "UNACKED": 24, "LOST": 32,
+    "LAST_DATA_SENT": 44, "LAST_DATA_RECV": 52, "LAST_ACK_RECV": 56,
     "PMTU": 60, "RTT": 68, "RTTVAR": 72, "SND_CWND": 80, "TOTAL_RETRANS": 100, "PACING_RATE": 104, "BYTES_ACKED": 120, "BYTES_RECEIVED": 128,
     "SEGS_OUT": 136, "SEGS_IN": 140, "NOTSENT_BYTES": 144, "MIN_RTT": 148, "DATA_SEGS_IN": 152,
     "DATA_SEGS_OUT": 156, "DELIVERY_RATE": 160, "DELIVERED": 192, "BYTES_SENT": 200, "BYTES_RETRANS": 208, "SND_WND": 228,

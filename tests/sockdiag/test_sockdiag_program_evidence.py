@@ -193,6 +193,20 @@ def test_a_connection_that_was_begun_before_the_programs_is_announced_with_those
     assert (added.flow.id, added.preexisting) == ("c3", True)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_connection_that_ends_before_its_first_row_is_new_only_if_the_programs_recorded_its_beginning(seen):
+    kernel = Programs()
+    kernel.silent.add(2)  # polls wait for addresses
+    kernel.start()
+    if seen:
+        kernel.ring(record(Kind.ACCEPTED, 3, **PORTS))
+    kernel.ring(closed(3))
+    kernel.feed(removal(3).message(final=True), 1)
+    kernel.wait(1.1)
+    added, removed = flow_events(kernel.events)
+    assert (added.preexisting, removed.final) == (not seen, True)
+
+
 def test_a_connection_whose_beginning_was_lost_is_new_because_the_first_dump_has_the_older_ones():
     """Tables would leave out its first bytes."""
     kernel = started()

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from sockdiag_fakes import PEER, FakeKernel, FakeSocket, flow_events, kinds, traffic
 
-from nstat_async._events import EventsLost, FlowRemoved, LossCause, RemovalReason
+from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
 from nstat_async._model import Direction, Outcome, Provider
 from nstat_async.sockdiag import DiagAttribute, SocketState, TcpInfo
 
@@ -43,12 +43,35 @@ def test_an_end_whose_fin_a_row_had_reported_as_a_byte_is_inexact_and_still_an_e
 def test_a_flow_between_two_polls_is_added_and_removed(kernel):
     """A socket known only by its removal is added, then removed, without a process."""
     kernel.start()
-    kernel.feed(FakeSocket(5, info=traffic(0, 1234, fin_sent=1)).message(final=True), 1)
+    kernel.feed(FakeSocket(5, info=traffic(0, 1234, fin_sent=1) | {TcpInfo.LAST_ACK_RECV: 0}).message(final=True), 1)
     added, removed = kernel.run()
     assert (added.preexisting, added.flow.process) == (False, None)
     assert removed.flow == attrs.evolve(added.flow, outcome=Outcome.RESET)  # nothing is left: by whom is not known
     assert (removed.counts.tx_bytes, removed.final) == (1234, True)
     assert kernel.session.statistics()["short_lived"] == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "waited", "older"),
+    [
+        ({TcpInfo.LAST_DATA_SENT: 21}, 0.0, True),
+        ({TcpInfo.LAST_DATA_RECV: 21}, 0.0, True),
+        ({TcpInfo.LAST_ACK_RECV: 21}, 0.0, True),
+        ({TcpInfo.LAST_DATA_SENT: 20}, 0.0, False),  # the kernel's clock is coarse
+        ({TcpInfo.LAST_DATA_SENT: 1015}, 1.0, False),
+        ({TcpInfo.LAST_DATA_SENT: 1025}, 1.0, True),
+        ({TcpInfo.LAST_DATA_SENT: 99_999, TcpInfo.BYTES_SENT: 0}, 0.0, False),  # never established: since boot
+        ({TcpInfo.LAST_DATA_SENT: 99_999, TcpInfo.SEGS_IN: 0, TcpInfo.SEGS_OUT: 0}, 0.0, False),  # forgotten
+    ],
+)
+def test_a_connection_that_was_silent_for_longer_than_the_subscription_was_there_before(kernel, facts, waited, older):
+    """One that ends while the first dump is under way, before its row, is not new traffic of all its bytes."""
+    kernel.start()
+    kernel.wait(waited)
+    times = {TcpInfo.LAST_DATA_SENT: 0, TcpInfo.LAST_DATA_RECV: 0, TcpInfo.LAST_ACK_RECV: 0}
+    kernel.feed(FakeSocket(5, info=traffic(0, 1234, fin_sent=1) | times | facts).message(final=True), 1)
+    (added,) = [event for event in kernel.run() if isinstance(event, FlowAdded)]
+    assert added.preexisting is older
 
 
 def test_a_socket_never_used_is_no_flow(kernel):
