@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Union
 import attrs
 
 from .._errors import ProtocolError
-from ._records import FLOW, FlowRow, OwnerRow, PeerRow, SocketType, decode_flows, decode_owners, decode_peers
+from ._records import FLOW, Flag, FlowRow, OwnerRow, PeerRow, SocketType, decode_flows, decode_owners, decode_peers
 
 
 @attrs.frozen
@@ -110,11 +110,18 @@ def encode_request(operation: Operation, cookies: Sequence[int] = (), body: byte
 def encode_adoption(rows: Iterable[OwnerRow], now: int) -> bytes:
     """A request to count datagram sockets that were there before the programs, from now on.
 
+    Of several holders the oldest has it for as long as no call tells who uses it, ``init`` only if it is alone.
+
     Args:
         rows: Sockets that processes have open; those of TCP are left out.
         now: Nanoseconds since boot.
     """
-    adopted = {row.cookie: row for row in rows if row.type in {SocketType.DGRAM, SocketType.RAW}}
+    adopted: dict[int, OwnerRow] = {}
+    for row in rows:
+        if row.type in {SocketType.DGRAM, SocketType.RAW}:
+            known = adopted.get(row.cookie, row)
+            elder = min(known, row, key=lambda each: (each.pid == 1, each.start))
+            adopted[row.cookie] = elder._replace(flags=elder.flags | Flag.BY_CREATOR)
     body = b"".join(FLOW.pack(*_UNCOUNTED, now, *row[2:-1]) for row in adopted.values())
     return encode_request(Operation.ADOPT, tuple(adopted), body)
 

@@ -148,6 +148,8 @@ class Entry:
     """The record of its end, which is not reported yet: the removal is awaited."""
     absences: int = 0
     """Polls in a row that did not have it: it is closed, and a process still holds its descriptor."""
+    walk: int = -1
+    """`ProgramEvidence.walks` when a walk reported a holder."""
     shared: Shared | None = None
     """What the scan says of it together with others; `None` where the C code scans."""
 

@@ -373,12 +373,25 @@ class ProgramEvidence:
         if owner is None or (owner.how is HowKnown.CREATOR and entry.process is not None):
             return
         start = owner.start * self.attached.ticks // _NANOSECONDS
-        if owner.how is HowKnown.DESCRIPTOR and entry.used_by is not None:
+        if owner.how is HowKnown.DESCRIPTOR and (entry.used_by or not self._is_elder(entry, owner.pid, start)):
             return
         if owner.how is HowKnown.CALL:
             entry.used_by = (owner.pid, start)
         process = self._processes.seen(entry, ProcessFacts(owner.pid, start, owner.name, None, owner.name), facts.uid)
         self._belongs_to(book, entry, process)
+
+    def _is_elder(self, entry: Entry, pid: int, start: int) -> bool:
+        """True if a holder that a walk reports replaces the known one, whose descriptor no search has found.
+
+        That one may be from an earlier walk. Of those of one walk the oldest counts, and ``init`` only if it is alone.
+        """
+        if entry.place is not None:
+            return False
+        first, entry.walk = entry.walk != self.walks, self.walks
+        known = entry.process
+        if known is None or known.pid == 1 or pid == 1:
+            return pid != 1 or known is None
+        return first or start < (known.unique_pid or 0)
 
     def _belongs_to(self, book: Book, entry: Entry, process: Process) -> None:
         if entry.process is not None and entry.process.key == process.key:

@@ -12,6 +12,7 @@ from nstat_async.ebpf import (
     OWNER,
     PEER,
     PEER_KEY,
+    Flag,
     MapsPurpose,
     Operation,
     OwnerRow,
@@ -57,21 +58,32 @@ def test_answers_come_back():
 
 
 def test_adoption_leaves_out_tcp_and_repetitions():
-    """A datagram socket that two processes hold is adopted once, with nothing counted and not announced."""
+    """A datagram socket that several processes hold is adopted once, with nothing counted and not announced.
+
+    The oldest has it, ``init`` only if it is alone; none of them was seen using it.
+    """
     values = dict.fromkeys(OwnerRow._fields, 0) | {
         "comm": bytes(16),
         "local": bytes(16),
         "remote": bytes(16),
-        "flags": 1,
+        "flags": Flag.HAS_PROCESS,
+        "local_port": 99,
     }
+    sockets = (
+        *((1, SocketType.DGRAM, pid) for pid in (1, 6, 5, 7)),
+        (2, SocketType.STREAM, 5),
+        (3, SocketType.RAW, 1),
+    )
     rows = [
-        OwnerRow(**(values | {"cookie": cookie, "type": kind, "pid": 5, "local_port": 99}))
-        for cookie, kind in ((1, SocketType.DGRAM), (1, SocketType.DGRAM), (2, SocketType.STREAM), (3, SocketType.RAW))
+        OwnerRow(**(values | {"cookie": cookie, "type": kind, "pid": pid, "start": pid}))
+        for cookie, kind, pid in sockets
     ]
     operation, cookies, body = decode_request(encode_adoption(rows, 77))
     assert (operation, cookies) == (Operation.ADOPT, (1, 3))
-    first, _ = decode_flows(b"".join(map(FLOW_KEY.pack, cookies)), body)
-    assert (first.pid, first.local_port, first.first, first.flags, first.tx_bytes) == (5, 99, 77, 1, 0)
+    first, other = decode_flows(b"".join(map(FLOW_KEY.pack, cookies)), body)
+    assert (first.pid, first.local_port, first.first, first.tx_bytes) == (5, 99, 77, 0)
+    assert first.flags == Flag.HAS_PROCESS | Flag.BY_CREATOR
+    assert other.pid == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"\1\0\0\0", encode_request(Operation.TAKE, [1])[:-1], b"\x63\0\0\0\0\0\0\0"])

@@ -383,6 +383,46 @@ def test_what_proc_does_not_show_is_named_by_a_walk_of_the_second_poll(known, wa
     assert not any("no process" in note for note in kernel.session.capabilities.notes), "a walk named it"
 
 
+def walk_over(kernel: Programs, *pids: int) -> int:
+    """A walk finds these processes, in this order, with the socket; the owner afterwards. The lower a pid, the older."""
+    kernel.held_sockets = [owner_row(record(Kind.OPENED, 1, pid=pid, **PORTS), inode=1) for pid in pids]
+    kernel.wait(2 * WALK_SECONDS)
+    kernel.poll()
+    ((flow, _),) = kernel.session.flows()
+    return flow.process.pid
+
+
+def test_the_holder_that_a_search_found_stays_whoever_else_has_the_socket():
+    """A worker that inherited a listener does not own it; whether the owner still has it is checked in its descriptors."""
+    kernel = Programs()
+    kernel.sockets[1] = FakeSocket(1, inode=1)
+    kernel.owners[1] = 42
+    kernel.start()
+    assert walk_over(kernel, 42, 43, 44) == 42
+    assert walk_over(kernel, 1, 41) == 42
+    assert {event.flow.process.pid for event in flow_events(kernel.events)} == {42}
+
+
+def test_the_process_that_was_seen_using_a_socket_outweighs_an_older_holder():
+    kernel = Programs()
+    kernel.sockets[1] = FakeSocket(1, inode=1)
+    kernel.start()
+    kernel.ring(record(Kind.FIRST_IO, 1, pid=9, **PORTS))
+    assert walk_over(kernel, 7, 8) == 9
+
+
+@pytest.mark.parametrize(
+    ("pids", "owner"), [((7, 8, 9), 7), ((9, 7, 8), 7), ((1, 8, 9), 8), ((9, 1), 9), ((1,), 1)], ids=str
+)
+def test_of_the_holders_that_only_a_walk_finds_the_oldest_is_the_owner(pids, owner):
+    """``init`` keeps listeners for its services. The next walk may find others, because a descriptor was handed on."""
+    kernel = Programs()
+    kernel.sockets[1] = FakeSocket(1, inode=1)
+    kernel.start()
+    assert walk_over(kernel, *pids) == owner
+    assert walk_over(kernel, 20, 21) == 20
+
+
 def test_datagram_sockets_that_are_older_than_the_programs_are_counted_from_the_walk_on():
     """Of the namespaces that are watched; a connection counts itself."""
     kernel = Programs(granted=attrs.evolve(GRANTED, boot_offset=1e6))
