@@ -100,6 +100,16 @@ def test_while_nothing_is_kept_in_time_wait_its_absence_says_nothing_of_other_co
     assert ends.removed(last_words()) == {20_000: (777, False, outcome)}
 
 
+def test_an_end_that_waits_for_the_rest_of_the_notifications_is_reported_when_its_namespace_goes():
+    ends = Ends(known=True)
+    begin = len(ends.events)
+    ends.feed(ends.server.message(final=True), 1)
+    assert ends.since(begin) == {}
+    ends.session._drop_namespace(0)
+    ends.run()
+    assert {port: end[0] for port, end in ends.since(begin).items()} == {80: 100, 40000: 0}
+
+
 def test_two_ends_of_which_nobody_knows_what_is_left_end_as_well():
     ends = Ends()
     ends.silent.add(3)
