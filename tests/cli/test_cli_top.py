@@ -183,7 +183,7 @@ def test_another_view_has_the_same_flows_and_counts_from_now():
     assert (line.row.key, line.row.open_flows, line.row.bytes) == (443, 8, 0)
     model.feed([FlowUpdated(13.0, _flow(2, 2, "quick"), _counts(200_500), _counts(200_000))])
     model.look()
-    assert _rows(model)[0].row.bytes == 500
+    assert (_rows(model)[0].row.bytes, _rows(model)[0].row.rx_rate) == (500, 500), "in the second since the last event"
     model.toggle(_rows(model)[0].row.serial)
     assert sum(isinstance(line, FlowLine) for line in model.lines) == 8
 

@@ -244,10 +244,11 @@ class TopModel:
 
     def change_view(self, view: View) -> None:
         """Show rows of another kind; they count from now on."""
+        time = self.table.time or 0.0  # not that of the flow's last event: rates are taken from here on
         self.view = view
         self.table = TrafficTable(view.group_by, include_history=self.include_history)
         self.table.feed_many(
-            FlowAdded(event.time, event.flow, event.counts, preexisting=True) for event in self._events.values()
+            FlowAdded(time, event.flow, event.counts, preexisting=True) for event in self._events.values()
         )
         self._curves.clear()
         self.expanded.clear()
