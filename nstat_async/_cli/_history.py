@@ -128,7 +128,7 @@ def _time_text(seconds: float) -> str:
 
 def _process_text(usage: Usage) -> str:
     name = usage.name or (f"({usage.kind})" if usage.kind != "group" else "?")
-    return escape(name)
+    return escape(name if usage.source is None else f"{name} @{usage.source}")
 
 
 def _or_none(value: str | None) -> str:

@@ -13,6 +13,7 @@ import forked
 import pytest
 from support import PYTHON, run, run_json
 
+from nstat_async import Counts, Flow, FlowRemoved, Process, Provider, RemovalReason
 from nstat_async._cli._arguments import _since
 from nstat_async.aggregate import History, HistoryWriter
 from nstat_async.testing import EmulatedKernel, UnixServer
@@ -60,6 +61,17 @@ def test_the_text_is_a_table_of_at_most_so_many_rows(written):
     assert len(out.splitlines()) == 2
     assert "more; --limit shows them" in err
     assert run("history", written, "--by", "remote", "--limit", "1", "--json")[2] == err, "what is left out is said"
+
+
+def test_in_a_fleet_a_row_names_its_machine(tmp_path):
+    path = str(tmp_path / "fleet.db")
+    with HistoryWriter(path) as history:
+        for host in ("web1", "web2", None):
+            flow = Flow(f"{host}/1", Provider.TCP, process=Process(5, "nginx"), host=host)
+            history.feed(FlowRemoved(1000.0, flow, Counts(rx_bytes=5), final=True, reason=RemovalReason.CLOSED))
+    for by in ("name", "process"):
+        lines = run("history", path, "--by", by)[1].splitlines()[1:]
+        assert sorted(line.partition("nginx")[2].split("  ")[0] for line in lines) == ["", " @web1", " @web2"]
 
 
 def test_a_span_of_time_leaves_out_what_is_not_in_it(written):
