@@ -37,6 +37,7 @@ from ..ebpf import (
 )
 from .bpf import NO_TOKEN, VerifierError, create_link, create_map, create_token, load_program, open_tracepoint
 from .cgroups import mounted_at
+from .linux import leave_descriptors
 
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 BPFFS_PATH = "/sys/fs/bpf"
@@ -266,6 +267,10 @@ class Loader:
             for program in sorted(programs, key=lambda program: program.name not in _REMOVERS):
                 descriptor = loaded.programs[program.name]
                 loaded.links[program.name] = self._held(undo, program.name, _attach, program, descriptor, cgroup)
+            try:
+                leave_descriptors(max(loaded.links.values()))
+            except OSError as error:
+                raise _RefusedError(refusal_for("descriptors for the rest of the process", error.errno or 0)) from error
             loaded.close = undo.pop_all()
             return loaded
 

@@ -6,12 +6,10 @@ So the ports that come next are asked for first (`Successors`), and sockets with
 
 from __future__ import annotations
 
-import errno
 import functools
 import heapq
 import math
 import os
-import resource
 import socket
 import struct
 import sys
@@ -25,6 +23,7 @@ from .bpfload import NETLINK_SOCK_DIAG
 from .budget import SHARE, Budget
 from .counters import CONNECTIONS, DATAGRAMS, Counters
 from .crowds import CROWD, crowded_ports, without_crowds
+from .linux import leave_descriptors
 from .successors import PORTS_AT, TCP, Successors, cookie_of, follow
 
 MOST_UNREAD = 16
@@ -37,8 +36,6 @@ MOST_TAKEN = 512
 """Most new sockets of one dump; if thousands were opened at once, the next poll finds the others."""
 LONGEST_WAIT = 1.0
 """Most seconds between two looks at whether a connection was accepted by a process."""
-SPARE_DESCRIPTORS = 16
-"""The pulse is not started unless this many descriptors remain for the rest of the process."""
 
 _RECEIVE_SIZE, _LONGEST_ANSWER = 65_536, 8192
 _HEAD = struct.Struct("=IH")
@@ -103,7 +100,7 @@ class Glance:
         try:
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
             self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG)
-            _spare_descriptors(self._socket.fileno())
+            leave_descriptors(self._socket.fileno())
         except BaseException:
             self.close()
             raise
@@ -314,14 +311,3 @@ def _row(size: int) -> struct.Struct:
     """A format for messages of this size: length and kind, both ports, and the cookie."""
     between = f"{PORTS_AT - _HEAD.size}xI{COOKIE_AT - PORTS_AT - 4}x"
     return struct.Struct(f"={_HEAD.size}s{between}Q{size - COOKIE_AT - 8}x")
-
-
-def _spare_descriptors(newest: int) -> None:
-    """Check that the rest of the process can still open descriptors.
-
-    Raises:
-        OSError: Too few are left.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != resource.RLIM_INFINITY and newest + SPARE_DESCRIPTORS > limit:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import re
+import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from .._model import InterfaceKind, Visibility
 from ..sockdiag._setup import UNNAMED
 from .tables import all_pids
 
+SPARE_DESCRIPTORS = 16
+"""Programs and pulse, which a monitor can do without, are not used unless this many descriptors remain for the rest of the process."""
 SAMPLE = 16
 """How many processes of all ages are tried; a search for owners tries all (`OwnersAnswer.refused`)."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -41,6 +44,17 @@ NAMED = ("/run/netns", "/var/run/netns")
 """Directories in which ``ip netns`` has its names."""
 
 _T = TypeVar("_T")
+
+
+def leave_descriptors(newest: int) -> None:
+    """Check that the rest of the process can still open descriptors.
+
+    Raises:
+        OSError: Too few are left.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and newest + SPARE_DESCRIPTORS > limit:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def process_visibility(networks: frozenset[int | None]) -> tuple[Visibility, str | None, Visibility]:

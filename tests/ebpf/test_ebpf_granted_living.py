@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ from ebpf_living import (
 
 from nstat_async._errors import BackendUnavailableError, UnavailableReason
 from nstat_async._io.ebpf import EbpfSettings, EbpfSource
+from nstat_async._io.linux import SPARE_DESCRIPTORS
 from nstat_async.ebpf import (
     Operation,
     Tier,
@@ -209,5 +211,15 @@ def test_a_map_that_is_refused(namespace):
     before = descriptors()
     with pytest.raises(BackendUnavailableError) as caught:
         EbpfSource.attach(EbpfSettings(flows=1 << 31))
+    assert caught.value.reason is UnavailableReason.RESOURCE
+    assert descriptors() == before
+
+
+def test_programs_leave_descriptors_to_the_rest_of_the_process(namespace, monkeypatch):
+    """A program that may open few would otherwise have none for its own connections."""
+    before = descriptors()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (SPARE_DESCRIPTORS, SPARE_DESCRIPTORS))
+    with pytest.raises(BackendUnavailableError, match=r"descriptors for the rest .* raise the limit") as caught:
+        EbpfSource.attach()
     assert caught.value.reason is UnavailableReason.RESOURCE
     assert descriptors() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import resource
 import socket
 import struct
 import types
@@ -608,7 +609,7 @@ def test_requests_and_answers_are_exchanged_in_their_order_and_a_failure_is_an_e
 
 @pytest.mark.parametrize(("limit", "fits"), [(23, True), (22, False), (-1, True)])
 def test_others_can_still_open_descriptors(kernel, monkeypatch, limit, fits):
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     if fits:
         glance(kernel).close()
     else:

@@ -20,7 +20,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
 from nstat_async import Endpoint, FlowAdded, FlowRemoved, FlowUpdated, Monitor, PollCompleted
-from nstat_async._io import budget, glance, pulse
+from nstat_async._io import budget, glance, linux, pulse
 from nstat_async._io.processes import ProcessReader
 from nstat_async.backends import Replay, SockDiag
 from nstat_async.sockdiag import PulsePurpose, PulseReport
@@ -230,7 +230,7 @@ def test_without_a_thread_there_is_no_pulse(monkeypatch):
 
 def test_where_descriptors_are_few_others_have_them(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (glance.SPARE_DESCRIPTORS, glance.SPARE_DESCRIPTORS))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (linux.SPARE_DESCRIPTORS, linux.SPARE_DESCRIPTORS))
     with pytest.raises(OSError, match="Too many open files"):
         pulse.Pulse({}, ProcessReader()).open(PulsePurpose(0))
     assert len(os.listdir("/proc/self/fd")) == before
