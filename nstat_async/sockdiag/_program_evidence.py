@@ -460,8 +460,8 @@ class ProgramEvidence:
             if entry is None:  # closed unused; if it was bound, its removal has the address
                 self._unbound.add(cookie, ended)
                 return
-            # The ring has the record of a beginning before that of its end.
-            entry.preexisting = entry.protocol == IPPROTO_TCP and self._output.first_poll
+            if entry.protocol == IPPROTO_TCP and self._output.first_poll:
+                entry.preexisting = True  # the ring would have had the record of its beginning before that of its end
             self._output.count("short_lived")
         self._used_by(book, entry, ended.facts)
         recorded = _Recorded(entry, entry.connection, book, ended)

@@ -207,6 +207,13 @@ def test_a_connection_that_ends_before_its_first_row_is_new_only_if_the_programs
     assert (added.preexisting, removed.final) == (not seen, True)
 
 
+def test_a_connection_that_ends_later_without_a_beginning_is_new_because_the_first_dump_has_the_older_ones():
+    kernel = started()
+    kernel.ring(closed(3))
+    kernel.feed(removal(3).message(final=True), 1)
+    assert [event.preexisting for event in flow_events(kernel.run()) if isinstance(event, FlowAdded)] == [False]
+
+
 def test_a_connection_whose_beginning_was_lost_is_new_because_the_first_dump_has_the_older_ones():
     """Tables would leave out its first bytes."""
     kernel = started()

@@ -9,6 +9,7 @@ from sockdiag_fakes import PEER, FakeKernel, FakeSocket, flow_events, kinds, tra
 from nstat_async._events import EventsLost, FlowAdded, FlowRemoved, LossCause, RemovalReason
 from nstat_async._model import Direction, Outcome, Provider
 from nstat_async.sockdiag import DiagAttribute, SocketState, TcpInfo
+from nstat_async.sockdiag._finals import least_age
 
 
 def test_a_removal_has_the_final_counts(kernel):
@@ -58,8 +59,8 @@ def test_a_flow_between_two_polls_is_added_and_removed(kernel):
         ({TcpInfo.LAST_DATA_RECV: 21}, 0.0, True),
         ({TcpInfo.LAST_ACK_RECV: 21}, 0.0, True),
         ({TcpInfo.LAST_DATA_SENT: 20}, 0.0, False),  # the kernel's clock is coarse
-        ({TcpInfo.LAST_DATA_SENT: 1015}, 1.0, False),
-        ({TcpInfo.LAST_DATA_SENT: 1025}, 1.0, True),
+        ({TcpInfo.LAST_DATA_SENT: 1020}, 1.0, False),
+        ({TcpInfo.LAST_DATA_SENT: 1021}, 1.0, True),
         ({TcpInfo.LAST_DATA_SENT: 99_999, TcpInfo.BYTES_SENT: 0}, 0.0, False),  # never established: since boot
         ({TcpInfo.LAST_DATA_SENT: 99_999, TcpInfo.SEGS_IN: 0, TcpInfo.SEGS_OUT: 0}, 0.0, False),  # forgotten
     ],
@@ -72,6 +73,10 @@ def test_a_connection_that_was_silent_for_longer_than_the_subscription_was_there
     kernel.feed(FakeSocket(5, info=traffic(0, 1234, fin_sent=1) | times | facts).message(final=True), 1)
     (added,) = [event for event in kernel.run() if isinstance(event, FlowAdded)]
     assert added.preexisting is older
+
+
+def test_a_message_without_these_times_does_not_tell_the_age_of_a_connection():
+    assert least_age(b"\xff" * 59, 0, 59) == 0.0
 
 
 def test_a_socket_never_used_is_no_flow(kernel):
