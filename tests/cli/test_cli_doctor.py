@@ -29,10 +29,13 @@ def test_text_has_a_line_a_finding_and_indented_details():
 
 
 def test_a_detail_is_wrapped_between_words_on_a_terminal_that_has_room_for_it():
-    report = DoctorReport((Finding("kctl", Status.INFO, "the kernel control exists on macOS only"),), works=True)
+    report = DoctorReport(
+        (Finding("kctl", Status.INFO, "the kernel's self-control is kept on macOS only"),), works=True
+    )
     assert render_text(report, columns=32) == [
-        "info  kctl  the kernel control",
-        "            exists on macOS only",
+        "info  kctl  the kernel's",
+        "            self-control is kept",
+        "            on macOS only",
     ]
     assert len(render_text(report, columns=31)) == 1, "too little is left for whole words"
 
