@@ -521,7 +521,8 @@ def from_items(items: Iterable[tuple[str, str]]) -> Filter | None:
         if not key.strip(" ~"):
             raise UsageError(f"filter: there is no key, as in {_EXAMPLE}")
         if key.removeprefix("~") not in _KEYS:
-            raise UsageError(f"filter: {key!r} is not one of {', '.join(_KEYS)}")
+            form = "" if value else "a condition is KEY=VALUE, and "
+            raise UsageError(f"filter: {form}{key!r} is not one of {', '.join(_KEYS)}")
         values.setdefault(key, []).append(value)
     found = None
     for key, texts in values.items():

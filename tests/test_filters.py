@@ -458,6 +458,8 @@ def test_a_filter_of_a_local_function_cannot_be_pickled_and_says_so():
         ("port=abc", "^filter: port: 'abc' is not a port from 0 to 65535, e.g. 443$"),
         ("~direction=up", "^filter: direction: 'up' is not one of outbound"),
         ("loopback=yes", "^filter: loopback: it takes no value"),
+        ("curl", "^filter: a condition is KEY=VALUE, and 'curl' is not one of pid, process, "),
+        ("prot=443", "^filter: 'prot' is not one of pid, process, "),
     ],
 )
 def test_a_text_that_cannot_be_is_answered_in_its_own_words(text, says):

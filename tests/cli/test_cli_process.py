@@ -475,6 +475,7 @@ def test_what_is_near_by_chance_is_not_suggested(word, others):
         (["watch", "--provider", "tpc"], "did you mean 'tcp'?"),
         (["watch", "--backend", "emulate"], "did you mean 'emulated'?"),
         (["watch", "--filter", "prot=443"], "did you mean 'port'?"),
+        (["watch", "--filter", "loopbak"], "did you mean 'loopback'?"),
         (["watch", "--filter", "state=established,listn"], "did you mean 'listen'?"),
         (["processes", "--by", "remote-adress"], "did you mean 'remote-address'?"),
         (["watch", "--backend", "fleet:http://x"], "argument --backend: 'http://x' is not a URL"),
