@@ -55,7 +55,12 @@ def _number(
     return convert
 
 
-_seconds = _number(0, above=True, most=LONGEST_SECONDS)
+_positive = _number(0, above=True, most=LONGEST_SECONDS)
+
+
+def _seconds(text: str) -> float:
+    """Seconds, or 5m, 2h, 7d, 4w."""
+    return _positive(str(_span(text)) if text[-1:] in _SPANS else text)
 
 
 def _pulse(text: str) -> float:
@@ -174,7 +179,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "timing": {
         "--interval": {**_SECONDS, "help": "seconds between polls (default 1)"},
-        "--duration": {**_SECONDS, "help": "stop after this many seconds"},
+        "--duration": {**_SECONDS, "help": "stop after this many seconds (or 5m, 2h, 7d)"},
     },
     "which flows": {
         "--provider": {"type": _providers, "action": "extend", "metavar": "NAME,…", "help": "kinds of flows, e.g. tcp,udp,quic (repeatable)"},
@@ -187,7 +192,7 @@ _GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "in parts (FILE.nstat becomes FILE.000001.nstat, …)": {
         "--rotate-size": {"type": _size, "metavar": "BYTES", "help": "begin a new part at this size, e.g. 100M"},
-        "--rotate-every": {**_SECONDS, "help": "begin a new part after this many seconds"},
+        "--rotate-every": {**_SECONDS, "help": "begin a new part after this many seconds (or 5m, 2h, 7d)"},
         "--keep": {"type": _number(1, whole=True), "metavar": "N", "help": "keep the newest N parts, delete older ones"},
     },
 }  # fmt: skip
@@ -364,7 +369,7 @@ COMMANDS: dict[str, Command] = {
                 "nargs": "+",
                 "help": "a recording, '-' for standard input; or its parts in order",
             },
-            "--speed": {**_SECONDS, "metavar": "X", "help": "1 = as recorded; default: as fast as possible"},
+            "--speed": {"type": _positive, "metavar": "X", "help": "1 = as recorded; default: as fast as possible"},
             **_KERNEL,
             "--timebase": {
                 "type": _timebase, "metavar": "N/D", "help": "nanoseconds per kernel tick, if the file does not say",
@@ -469,7 +474,7 @@ COMMANDS: dict[str, Command] = {
             "--script": {**_FILE, "help": "JSON Lines of steps instead of the random workload, '-': stdin"},
             "--privileged": {**_FLAG, "help": "answer as if to root: extensions, more providers"},
             "--receive-space": {"type": _number(256, whole=True), "metavar": "N", "help": "bytes of the clients' receive buffers"},
-            "--duration": {**_SECONDS, "help": "stop after this many seconds"},
+            "--duration": {**_SECONDS, "help": "stop after this many seconds (or 5m, 2h, 7d)"},
         },
         apart=dict.fromkeys(("--flows", "--rate", "--life"), ("--script",)),
     ),

@@ -85,3 +85,10 @@ def test_a_filter_by_command_line_asks_for_command_lines():
         _, out, _ = run("snapshot", "--json", "--filter", "cmdline=a-marker-of-its-own")
         process.stdin.close()
     assert [json.loads(line)["flow"]["local"]["port"] for line in out.splitlines()] == [port]
+
+
+def test_a_time_may_have_a_unit_wherever_seconds_are_taken():
+    arguments = build_parser("record").parse_args(
+        ["record", "x", "--duration", "2h", "--rotate-every", "90", "--interval", "0.5s"]
+    )
+    assert (arguments.duration, arguments.rotate_every, arguments.interval) == (7200.0, 90.0, 0.5)
