@@ -20,7 +20,7 @@ from types import FrameType
 _DONE, _FAILED, _USAGE = 0, 1, 2
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 _AGAIN = 0.01
-"""Seconds after which a signal is sent again whose exception was dropped: what dropped it is over then."""
+"""Seconds after which a signal is sent again whose exception was dropped, if the hook that heard of it is over."""
 
 
 class _Terminated(BaseException):
@@ -109,24 +109,34 @@ def _main(argv: Sequence[str] | None) -> int:
 @contextmanager
 def _signals_taken() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the command like Ctrl-C; afterwards the caller's handlers are back."""
+    inside, ended = False, threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise _Terminated(number)
 
     def send_again(dropped: sys.UnraisableHookArgs) -> None:
         """Python drops what a handler raises in a finalizer or a callback, as imports have them: send the signal once more."""
+        nonlocal inside
         error = dropped.exc_value
         if not isinstance(error, (KeyboardInterrupt, _Terminated)):
             hook(dropped)
             return
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
-        timers.append(threading.Timer(_AGAIN, os.kill, (os.getpid(), number)))
-        timers[-1].start()
+        inside = True
+        try:
+            threading.Thread(target=send, args=(number,), daemon=True).start()
+        finally:
+            inside = False
+
+    def send(number: int) -> None:
+        while not ended.wait(_AGAIN):
+            if not inside:  # what a handler raises in the hook is dropped for good
+                os.kill(os.getpid(), number)
+                return
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    timers: list[threading.Timer] = []
     before = {number: signal.getsignal(number) for number in ending_signals()}
     hook, sys.unraisablehook = sys.unraisablehook, send_again
     for number in before:
@@ -135,8 +145,7 @@ def _signals_taken() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
-        for timer in timers:
-            timer.cancel()
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
