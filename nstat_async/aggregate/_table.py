@@ -226,10 +226,13 @@ class TrafficTable:
 
     def _clock_step(self, events: Sequence[AnyEvent], now: float) -> tuple[int, float] | None:
         """The index of the first event after the wall clock was set, and by how many seconds; `None` if it was not set."""
-        last, self._clocks = self._clocks, (events[-1].time, now)
+        last, newest = self._clocks, events[-1].time
+        if last is not None and newest < last[0] - _CLOCK_STEP:
+            newest = max(event.time for event in events)  # it may be late: the others are not
+        self._clocks = newest, now
         if last is None:
             return None
-        step = (events[-1].time - last[0]) - (now - last[1])
+        step = (newest - last[0]) - (now - last[1])
         if abs(step) <= _CLOCK_STEP:
             return None
         times = [last[0], *(event.time for event in events)]
@@ -248,6 +251,9 @@ class TrafficTable:
             self._window.now = time
 
     def _tick(self, time: float) -> None:
+        # Where others of a live batch are newer, such an event is only late: the backlog of a fleet's machine, for example.
+        if self._clocks is not None and time < self._window.low <= self._clocks[0]:
+            return
         self._window.advance(time)
         if self._max_age is not None:
             self._groups.fold_older(time - self._max_age)

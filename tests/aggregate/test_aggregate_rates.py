@@ -160,6 +160,24 @@ def test_a_clock_that_is_set_does_not_change_the_rates_of_a_running_kernel(step,
     assert table.total().rx_bytes == 590_000
 
 
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_what_comes_late_among_live_events_does_not_disturb_the_rates(late):
+    """The machine of a fleet that was cut off sends its backlog, while the others go on."""
+    table = ProcessTable(rate_window=5)
+    a, b = flow("a", Process(1, "live")), flow("b", Process(2, "late"))
+    table.feed_many([added(a, 1e6, counts(0)), added(b, 1e6, counts(0))], now=0)
+    for second in range(1, 30):
+        batch = [
+            updated(a, 1e6 + second - 0.1, counts(1000 * second - 100)),
+            updated(a, 1e6 + second, counts(1000 * second)),
+        ]
+        if second >= 10:
+            batch.insert(late, updated(b, 1e6 + second - 600, counts(second)))
+        table.feed_many(batch, now=second)
+        if second >= 6:
+            assert next(row for row in table.rows() if row.pid == 1).rx_rate == pytest.approx(1000)
+
+
 def test_the_first_batch_and_an_empty_one_set_no_clock_and_nothing_before_a_step_is_left_out():
     table = ProcessTable(rate_window=5)
     a, b = flow("a"), flow("b")
