@@ -69,6 +69,21 @@ def test_traffic_is_written_bucket_by_bucket_and_read_back(path):
     assert writer.statistics() == {"buckets_written": 3, "rows_written": 3, "buckets_pending": 0, "failed_writes": 0}
 
 
+def test_the_backlog_of_a_machine_goes_into_its_bucket_and_costs_no_look_at_all_rows_for_each_event(path):
+    """It comes between the events of the other machines of the fleet."""
+    live, late = flow("a/1", host="a"), flow("b/1", host="b")
+    with HistoryWriter(path, bucket=60) as writer:
+        writer.feed_many([added(late, 990, counts(0)), added(live, 2000, counts(0))])
+        batch = []
+        for number in range(1, 21):
+            batch += [updated(late, 1000 + number, counts(number)), updated(live, 2000 + number, counts(100 * number))]
+        writer.feed_many(batch)
+        assert writer.pending <= 3
+    with History(path) as history:
+        spans = [(each.begin, each.rx_bytes) for each in history.timeline(60)]
+    assert spans == [(960, 19), (1020, 1), (1980, 2000)]
+
+
 def test_processes_are_told_apart_or_joined_by_name(path):
     again = attrs.evolve(CURL, pid=43, unique_pid=4300, path="/usr/bin/curl")
     with HistoryWriter(path, source="laptop") as writer:
