@@ -2,11 +2,11 @@
 
     python subprocess_traffic.py curl -sO https://example.com/
 
-Counts the process that was started, not the children that it starts. On Linux without eBPF the
-owner of a connection is found while it is open: one that lasts only milliseconds may have none.
+Counts the started process, not its children. On Linux without eBPF a connection of milliseconds may have no owner.
 """
 
 import contextlib
+import shutil
 import signal
 import sys
 
@@ -48,6 +48,7 @@ async def traffic_of(command: list[str], backend: Backend | None = None, interva
 
 
 async def main(command: list[str]) -> int:
+    shutil.which(command[0]) or sys.exit(f"there is no command {command[0]}")
     status, total = await traffic_of(command)
     print(f"exit status {status}, {total.flows} flows", file=sys.stderr)
     print(f"received {total.rx_bytes:,} bytes, sent {total.tx_bytes:,} bytes", file=sys.stderr)

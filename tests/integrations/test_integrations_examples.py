@@ -201,6 +201,11 @@ def test_the_subprocess_example_ends_with_the_status_of_its_command(ending, stat
     assert "received" in capsys.readouterr().err
 
 
+def test_the_subprocess_example_says_that_there_is_no_such_command():
+    with pytest.raises(SystemExit, match="there is no command no-such-command"):
+        anyio.run(load("subprocess_traffic").main, ["no-such-command"])
+
+
 def test_examples_are_short():
     for name in (
         "prometheus_exporter", "otel_metrics", "sse_server", "quota_alert", "subprocess_traffic", "plain_asyncio", "with_trio",
