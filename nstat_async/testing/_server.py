@@ -33,6 +33,8 @@ _SEND_ROOM = 16384
 """Send buffer of the AF_UNIX socket in bytes: room for a record of 4096 bytes, with the host's own overhead."""
 _RECORDS_A_TURN = 64
 _LONGEST_WAIT = 0.1
+_NO_ROOM_WAIT = 0.05
+"""Seconds until a client is accepted for which there were no descriptors."""
 
 
 def _packet_type(*, path: bool) -> int:
@@ -177,8 +179,10 @@ class UnixServer:
                 with self.kernel.lock:
                     self._wake.clear()
             elif key.fileobj is self._listener:
-                with contextlib.suppress(OSError):
+                try:
                     self._add(self._listener.accept()[0])
+                except OSError:  # the client is still there, so the next look would fail at once
+                    self._stopped.wait(_NO_ROOM_WAIT)
 
     def _add(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -190,6 +190,28 @@ def test_several_clients_of_one_server_are_apart(tmp_path):
         assert server.served == 3
 
 
+@seqpacket
+def test_a_client_for_which_there_is_no_descriptor_is_accepted_later(tmp_path, monkeypatch):
+    """It stays in the queue, so that a look without a pause would fail at once, again and again."""
+    accept, calls, pauses = socket.socket.accept, [], []
+
+    def full_at_first(listener):
+        calls.append(listener)
+        if len(calls) <= 2:
+            raise OSError(errno.EMFILE, "no descriptors")
+        return accept(listener)
+
+    path = str(tmp_path / "k")
+    with UnixServer(EmulatedKernel(), path) as server:
+        monkeypatch.setattr(socket.socket, "accept", full_at_first)
+        monkeypatch.setattr(server._stopped, "wait", pauses.append)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(path)
+            server.start()
+            wait_until(lambda: server.served)
+    assert len(pauses) == 2
+
+
 # A monitor on it
 
 BACKENDS = [("asyncio", {"debug": True}), ("asyncio", {"use_uvloop": True}), ("trio", {})]
