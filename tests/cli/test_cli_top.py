@@ -571,6 +571,26 @@ async def test_a_backend_that_fails_ends_the_application_with_its_error():
     assert "nonexistent" in str(app.failure)
 
 
+def test_a_letter_of_another_character_set_does_not_end_the_keys(monkeypatch):
+    """Textual decodes them strictly, and ends with a traceback."""
+    pytest.importorskip("textual")
+    from textual.app import App
+
+    reads = []
+
+    class Keys:
+        def run_input_thread(self):
+            reads.append(self)
+            if len(reads) < 3:
+                b"\xe9q".decode()
+
+    monkeypatch.setattr(App, "get_driver_class", lambda _app: Keys)
+    keys = _app(EmulatedKernel()).get_driver_class()()
+    assert isinstance(keys, Keys)
+    keys.run_input_thread()
+    assert reads == [keys] * 3
+
+
 @pytest.fixture
 def failed():
     """The recording of a run that failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -14,6 +14,7 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.driver import Driver
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static
 
@@ -85,6 +86,19 @@ class HelpScreen(ModalScreen[None]):
     def action_dismiss_help(self) -> None:
         """Back to the table."""
         self.dismiss()
+
+
+def _reading_on(read: Callable[[Driver], None]) -> Callable[[Driver], None]:
+    """Read the keys until the end, also of a terminal with another character set: none of its letters is a command."""
+
+    def read_on(driver: Driver) -> None:
+        while True:
+            try:
+                return read(driver)
+            except UnicodeDecodeError:
+                continue
+
+    return read_on
 
 
 class TopApp(App[None]):
@@ -162,6 +176,12 @@ class TopApp(App[None]):
         """Whether there is a chart; `None`: where there is room."""
         self._monitor: Monitor | None = None
         self._recorded = isinstance(backend, Replay)  # its time is its own
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own, which a byte that is not UTF-8 does not end."""
+        driver = super().get_driver_class()
+        read = getattr(driver, "run_input_thread", None)
+        return driver if read is None else type(driver.__name__, (driver,), {"run_input_thread": _reading_on(read)})
 
     def compose(self) -> ComposeResult:
         """The head, the table, the keys."""
