@@ -177,6 +177,15 @@ def test_a_flow_that_was_disconnected_ends_like_any_other():
         assert (talk.server.address, talk.to_client, talk.open) == ("192.0.2.2", total, 0)
 
 
+def test_of_the_connections_that_are_over_the_latest_wait_for_their_other_end(monkeypatch):
+    monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", 1)
+    first, second = CLIENT, attrs.evolve(CLIENT, id="a/2", local=attrs.evolve(A, port=50_002))
+    table = ConnectionTable()
+    for flow in (first, second):
+        table.feed_many([added(flow, 1, counts(0, 0)), removed(flow, 2, counts(10, 1))])
+    assert [end.flow for link in table._over.values() for end in link.ends] == [second]
+
+
 def test_connections_that_are_over_take_no_memory_for_ever(monkeypatch):
     monkeypatch.setattr("nstat_async.aggregate._connections.WAITING", 10)
     table = ConnectionTable()

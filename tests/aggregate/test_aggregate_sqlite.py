@@ -593,12 +593,16 @@ def test_a_cancelled_history_is_complete(path, backend):
     anyio.run(main, backend=backend)
 
 
-def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkeypatch, caplog):
-    """The task goes on, says so in the log, once, and stores the buckets when it can."""
-    failing = True
+@pytest.mark.parametrize("pause", [1e6, 0.0])
+def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkeypatch, caplog, pause):
+    """The task goes on, says so in the log, once, and stores the buckets when it can; until it is time it does not try."""
+    failing, attempts = True, 0
     write = HistoryWriter.write
+    monkeypatch.setattr("nstat_async.aggregate._sqlite._RETRY_SECONDS", pause)
 
     def flaky(self):
+        nonlocal attempts
+        attempts += 1
         if failing:
             raise HistoryError(self.path, "cannot be written: disk full")
         write(self)
@@ -616,9 +620,13 @@ def test_a_history_that_is_locked_for_a_while_is_written_afterwards(path, monkey
             for moment in (80, 200):
                 monitor.deliver(updated(flow("a"), moment, counts(170)))
                 await until(lambda: not monitor.subscriptions[0].events)
+            await until(lambda: attempts == (1 if pause else 3))
             failing = False
+            monitor.deliver(updated(flow("a"), 300, counts(170)))
+            await until(lambda: not monitor.subscriptions[0].events)
             monitor.end()
         assert caplog.text.count("disk full") == 1
+        assert caplog.text.count("what waited is written") == (0 if pause else 1)
         assert usage(path) == [("curl", 170, 1)]
 
     anyio.run(main)
