@@ -77,12 +77,13 @@ class Filter:
     remake: Callable[[], Any] | None = attrs.field(default=None, eq=False, kw_only=True)
     """Makes the filter again: a pickle has this instead of the predicate. `None`: the predicate itself is pickled."""
     conditions: frozenset[tuple[str, str]] = attrs.field(default=frozenset(), eq=False, kw_only=True)
-    """What it looks for, as keys and values of `from_items`; a function of one's own is not among them."""
+    """What it looks for, as keys and values of `from_items`: with ``~`` before the key, what it excludes. A function of
+    one's own is not among them."""
 
     @property
     def needs_extras(self) -> bool:
         """True if it looks at fields that are known with ``extras`` only (on Linux)."""
-        return any(key == "cmdline" for key, _ in self.conditions)
+        return any(key.endswith("cmdline") for key, _ in self.conditions)
 
     def __call__(self, flow: Flow) -> bool:
         """True if the flow matches."""
@@ -108,7 +109,8 @@ class Filter:
 
     def __invert__(self) -> Filter:
         again, matches = partial(invert, self), self.predicate
-        return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, conditions=self.conditions)
+        others = frozenset((key[1:] if key[0] == "~" else f"~{key}", value) for key, value in self.conditions)
+        return Filter(lambda flow: not matches(flow), f"~{self.text}", remake=again, conditions=others)
 
     __rand__ = __and__
     __ror__ = __or__
@@ -541,7 +543,9 @@ _NEVER = {"sock_diag": ("host",), **dict.fromkeys(("kctl", "emulated", "unix"), 
 
 
 def check_reach(chosen: Filter, backend: str, providers: Container[Provider]) -> None:
-    """Refuse what no flow of a backend ever has: it would match nothing, which looks like silence.
+    """Refuse to look for what no flow of a backend ever has: it would match nothing, which looks like silence.
+
+    To exclude it is as good there as anywhere.
 
     Args:
         chosen: The filter.
@@ -565,7 +569,7 @@ def check_reach(chosen: Filter, backend: str, providers: Container[Provider]) ->
 
 def unknown_users(chosen: Filter) -> list[str]:
     """The names of users in a filter that this machine does not know."""
-    names = sorted(value for key, value in chosen.conditions if key == "user" and not value.isdecimal())
+    names = sorted(value for key, value in chosen.conditions if key.endswith("user") and not value.isdecimal())
     return [name for name in names if _user(name) is None]
 
 

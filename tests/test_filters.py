@@ -480,7 +480,9 @@ def test_what_looks_at_command_lines_says_that_it_needs_extras(text):
     ("backend", "text", "says"),
     [
         ("sock_diag", "host=web1", "host: only flows of a fleet have one"),
-        ("sock_diag", "port=1 & ~provider=raw", "provider: raw flows are not asked for; --provider raw does"),
+        ("sock_diag", "port=1 & provider=raw", "provider: raw flows are not asked for; --provider raw does"),
+        ("sock_diag", "provider=tcp,raw", "provider: raw flows are not asked for; --provider raw does"),
+        ("kctl", "~port=1 & unit=x", "unit: only flows of Linux have one"),
         *[("kctl", f"{key}=x", f"{key}: only flows of Linux have one") for key in ("unit", "cgroup", "pod", "cmdline")],
         ("emulated", "container=x", "container: only flows of Linux have one"),
         ("unix", "namespace=x", "namespace: only flows of Linux have one"),
@@ -497,6 +499,14 @@ def test_what_flows_of_a_backend_may_have_is_not_refused():
     filters.check_reach(filters.parse("unit=x & provider=raw & outcome=refused"), "sock_diag", {Provider.RAW})
     filters.check_reach(filters.parse("provider=quic & state=listen & ~loopback"), "kctl", DEFAULT_PROVIDERS)
     filters.check_reach(filters.matching(bool), "kctl", ())
+
+
+def test_what_no_flow_of_a_backend_has_may_be_excluded():
+    chosen = filters.parse("~container=x & ~host=web1 & ~provider=raw & ~cmdline=y")
+    filters.check_reach(chosen, "kctl", DEFAULT_PROVIDERS)
+    assert chosen.needs_extras
+    with pytest.raises(UsageError, match="container: only flows of Linux"):
+        filters.check_reach(~filters.parse("~container=x"), "kctl", DEFAULT_PROVIDERS)
 
 
 def test_users_whom_this_machine_does_not_know_are_named():
