@@ -263,7 +263,7 @@ class ProgramEvidence:
         given_up = self._given_up.get(facts.cookie)
         if given_up is None:
             return False
-        return protocol_of(facts) != IPPROTO_TCP or same_connection(self._row(facts)[0][1], given_up)
+        return protocol_of(facts) != IPPROTO_TCP or _may_be_same(self._row(facts)[0][1], given_up)
 
     def known(self, book: Book, cookie: int) -> Entry | None:
         """The entry of a socket, which may be removed and wait for its record or report; `None` if there is none."""

@@ -160,6 +160,19 @@ def test_records_that_are_read_after_their_connection_was_given_up_begin_no_flow
     assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
 
 
+def test_the_end_of_an_attempt_that_was_given_up_begins_no_flow():
+    """Only its end tells the local port."""
+    kernel = started()
+    kernel.ring(record(Kind.OPENED, 9, pid=5, remote_port=80 << 8))
+    kernel.wait(0.3)
+    kernel.lose_removals()
+    kernel.poll()
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"], "it is given up"
+    kernel.ring(record(Kind.CLOSED, 9, 10**9, old=2, **PORTS))
+    kernel.wait(1.0)
+    assert kinds(flow_events(kernel.events)) == ["FlowAdded", "FlowRemoved"]
+
+
 def test_a_datagram_that_is_read_after_its_socket_was_given_up_begins_no_flow():
     kernel = started(granted=attrs.evolve(GRANTED, tier=Tier.CALLS, births=False))
     sock = kernel.sockets[3] = FakeSocket(3, remote=REMOTE, protocol=17)
